@@ -1,0 +1,1 @@
+//! The host's side of devices: files, terminals, sockets. No word of virtio.

@@ -1,0 +1,12 @@
+//! Device models of alcove.
+//!
+//! Three layers, each knowing only the one below it: a bus wrapper answers the guest's accesses
+//! ([`bus::BusDevice`]), a chip holds pure logic, a backend talks to the host. Nothing here knows
+//! KVM: a device reaches the guest through [`interrupt::Interrupt`] and its owner through
+//! [`event::MachineEvents`].
+
+pub mod backend;
+pub mod bus;
+pub mod event;
+pub mod interrupt;
+pub mod legacy;

@@ -1,0 +1,3 @@
+//! What depends on the processor: the only home of `target_arch`.
+
+pub mod x86_64;

@@ -1,0 +1,11 @@
+//! alcove, a virtual machine monitor for Linux guests on KVM.
+//!
+//! The map of the house: [`cli`] holds the flags, [`commands`] one file a subcommand, [`config`]
+//! what a machine is made of. [`vm`] builds and owns the machine out of [`memory`], [`boot`],
+//! [`arch`], [`vcpu`], [`irq`] and the `devices` crate, which run on the [`event_loop`].
+//! [`assist`] completes the instructions that a software KVM refuses.
+
+pub mod arch;
+pub mod assist;
+pub mod boot;
+pub mod memory;

@@ -1,0 +1,3 @@
+//! The `alcove` command.
+
+fn main() {}
