@@ -1,0 +1,56 @@
+# What one does with this repository. Each target installs and builds what it needs, on a fresh
+# Debian machine too; `make help` lists them.
+
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+
+STATIC_TARGET := x86_64-unknown-linux-gnu
+SCRIPTS := $(wildcard scripts/*.sh) .ci/run
+
+.PHONY: help
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+
+.PHONY: run
+run: run-packages ## boot the guest: to a shell in a terminal, else to its report
+	cargo build --release
+	scripts/guest.sh
+	@arguments=(run --kernel target/guest/vmlinux --initrd target/guest/initramfs.cpio); \
+	if [ -t 0 ] && [ -t 1 ]; then arguments+=(--append alcove.shell); fi; \
+	echo "target/release/alcove $${arguments[*]}"; \
+	target/release/alcove "$${arguments[@]}"
+
+.PHONY: test
+test: test-packages guest lint build ## check everything: style, documents, all tests
+	cargo nextest run --workspace
+	cargo test --workspace --doc
+	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --quiet
+
+.PHONY: build
+build: ## compile the debug build
+	cargo build --workspace
+
+.PHONY: static
+static: ## compile a release build without shared libraries
+	RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --target $(STATIC_TARGET)
+
+.PHONY: guest
+guest: run-packages ## build the guest's kernel and initramfs into target/guest
+	scripts/guest.sh
+
+.PHONY: lint
+lint: test-packages ## check style: rustfmt, clippy, shellcheck
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	shellcheck $(SCRIPTS)
+	shellcheck --shell dash --exclude SC3043 resources/guest/init
+
+.PHONY: clean
+clean: ## remove what was built here; the cache of the guest stays
+	cargo clean
+
+.PHONY: run-packages test-packages
+run-packages test-packages: %-packages:
+	@scripts/packages.sh $*
