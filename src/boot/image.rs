@@ -70,10 +70,11 @@ impl<'a> ImageFile<'a> {
         self.size_bytes
     }
 
-    /// The end of a range of the file, or the error that it is truncated.
+    /// The end of a range of the file, or the error that it is truncated. An empty range lies
+    /// anywhere.
     pub(super) fn check_range(&self, offset: u64, len: u64) -> Result<u64, ImageError> {
         let needed_bytes = offset.saturating_add(len);
-        if needed_bytes > self.size_bytes {
+        if len > 0 && needed_bytes > self.size_bytes {
             return Err(ImageError::Truncated { needed_bytes, size_bytes: self.size_bytes });
         }
         Ok(needed_bytes)
@@ -106,6 +107,9 @@ impl<'a> ImageFile<'a> {
         len: u64,
     ) -> Result<(), ImageError> {
         self.check_range(offset, len)?;
+        if len == 0 {
+            return Ok(());
+        }
         let count = usize::try_from(len).unwrap_or(usize::MAX);
         let mut target = ram
             .memory()

@@ -1,5 +1,8 @@
 //! Loads an initial RAM disk or initramfs.
 
+#[cfg(test)]
+mod tests;
+
 use std::fs::File;
 
 use super::image::{ImageError, ImageFile};

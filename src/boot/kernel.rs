@@ -2,6 +2,8 @@
 
 mod bzimage;
 mod elf;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::fs::File;

@@ -14,5 +14,7 @@ pub mod initrd;
 pub mod kernel;
 pub mod long_mode;
 pub mod params;
+#[cfg(test)]
+mod testing;
 
 pub use image::ImageError;

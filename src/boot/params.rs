@@ -1,6 +1,9 @@
 //! The tables that tell a kernel about the machine: `boot_params` of the 64-bit boot protocol or
 //! `hvm_start_info` of PVH, both with a memory map, and the command line beside them.
 
+#[cfg(test)]
+mod tests;
+
 use std::ffi::CStr;
 
 use linux_loader::loader::bootparam::{LOADED_HIGH, boot_e820_entry, boot_params, setup_header};

@@ -228,15 +228,14 @@ fn find_pvh_entry(image: &ImageFile<'_>, notes: &[Segment]) -> Result<Option<u32
     for segment in notes {
         let bytes = image.read_vec(segment.offset, segment.file_bytes)?;
         // Linux pads notes to 4 bytes whatever p_align is; the gABI wants 8 in a 64-bit file.
-        match (pvh_entry_in(&bytes, 4), segment.align) {
-            (Ok(Some(rip)), _) => return Ok(Some(rip)),
-            (_, 8) => {
-                if let Some(rip) = pvh_entry_in(&bytes, 8)? {
-                    return Ok(Some(rip));
-                }
-            }
-            (Ok(None), _) => {}
-            (Err(error), _) => return Err(error),
+        let by_4 = pvh_entry_in(&bytes, 4);
+        let found = if segment.align == 8 && !matches!(by_4, Ok(Some(_))) {
+            pvh_entry_in(&bytes, 8).or(by_4)
+        } else {
+            by_4
+        };
+        if let Some(rip) = found? {
+            return Ok(Some(rip));
         }
     }
     Ok(None)
