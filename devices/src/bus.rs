@@ -56,6 +56,10 @@ impl Bus {
     }
 
     /// Routes `base..base + len` to `device`.
+    ///
+    /// # Errors
+    /// The range is empty, ends past 2^64 - 1 (exclusive), or overlaps one that is there; the bus
+    /// is then unchanged.
     pub fn insert(
         &mut self,
         base: u64,
@@ -75,8 +79,8 @@ impl Bus {
         Ok(())
     }
 
-    /// Reads `data.len()` bytes at `address`. Where no device answers the whole access, `data`
-    /// becomes all ones and the result is false.
+    /// Reads `data.len()` bytes at `address`. Where no single device answers the whole access,
+    /// `data` becomes all ones and the result is false.
     pub fn read(&self, address: u64, data: &mut [u8]) -> bool {
         match self.find(address, data.len()) {
             Some((entry, offset)) => {
@@ -90,7 +94,8 @@ impl Bus {
         }
     }
 
-    /// Writes `data` at `address`; false where no device answers the whole access.
+    /// Writes `data` at `address`; false, and nothing written, where no single device answers the
+    /// whole access.
     pub fn write(&self, address: u64, data: &[u8]) -> bool {
         match self.find(address, data.len()) {
             Some((entry, offset)) => {
@@ -109,3 +114,6 @@ impl Bus {
         (end <= entry.len).then_some((entry, offset))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,3 +10,5 @@ pub mod bus;
 pub mod event;
 pub mod interrupt;
 pub mod legacy;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;

@@ -1,1 +1,4 @@
 //! The host's side of devices: files, terminals, sockets. No word of virtio.
+
+pub mod console;
+pub mod terminal;

@@ -1,1 +1,6 @@
 //! The PC's own chips.
+
+pub mod debug_exit;
+pub mod i8042;
+pub mod pvpanic;
+pub mod serial;
