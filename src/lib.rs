@@ -8,4 +8,13 @@
 pub mod arch;
 pub mod assist;
 pub mod boot;
+pub mod cli;
+pub mod commands;
+pub mod config;
+pub mod event_loop;
+pub mod host;
+pub mod irq;
+pub mod log;
 pub mod memory;
+pub mod vcpu;
+pub mod vm;

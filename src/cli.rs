@@ -1,0 +1,127 @@
+//! The command line: flags only.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use devices::legacy::serial::SerialConfig;
+
+use crate::config::{AssistMode, CpuConfig, MemoryConfig, Span, VmConfig, keyvalue};
+use crate::log::Level;
+
+/// Runs Linux guests on KVM, with or without hardware virtualisation.
+#[derive(Debug, Parser)]
+#[command(name = "alcove", version, disable_help_subcommand = true, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// How much of alcove's own log goes to standard error.
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "LEVEL")]
+    pub log: Level,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Launch a guest and stay until it ends.
+    Run(Box<RunArgs>),
+    /// Tell what this host offers to guests, and what to do about what is missing.
+    Doctor,
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, in roff.
+    Man,
+}
+
+/// The flags of `alcove run`. Options take `key=value,key=value`; the first key may be left out.
+#[derive(Debug, Args)]
+#[command(after_long_help = EXIT_STATUS)]
+pub struct RunArgs {
+    /// ELF vmlinux or bzImage [default: ./vmlinux, ./bzImage, /boot/vmlinuz-$(uname -r)]
+    #[arg(short, long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Initial RAM disk
+    #[arg(short, long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// Added to the kernel command line that alcove writes; after " -- " arguments for init
+    #[arg(short, long, value_name = "STR", allow_hyphen_values = true)]
+    pub append: Option<String>,
+    /// Replaces the kernel command line that alcove writes
+    #[arg(long, value_name = "STR", allow_hyphen_values = true)]
+    pub cmdline: Option<String>,
+    /// Number of vCPUs [default: 1]
+    #[arg(short, long, value_name = "N", value_parser = parse_cpus)]
+    pub cpus: Option<CpuConfig>,
+    /// RAM, with K, M, G or T [default: 256M]
+    #[arg(short, long, value_name = "SIZE", value_parser = parse_memory)]
+    pub memory: Option<MemoryConfig>,
+    /// First serial port: stdio, null, file=PATH, unix=PATH or pty [default: stdio]
+    #[arg(long, value_name = "WHERE")]
+    pub serial: Option<SerialConfig>,
+    /// End the guest after this time, such as 90s or 5m, with status 124
+    #[arg(long, value_name = "DURATION")]
+    pub timeout: Option<Span>,
+    /// Complete instructions that KVM's emulator refuses [default: auto]
+    #[arg(long, value_name = "WHEN", value_enum)]
+    pub assist: Option<AssistMode>,
+    /// Read settings from a TOML or JSON file; flags given beside it win
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print the settings as TOML for --config, and do not run
+    #[arg(long)]
+    pub print_config: bool,
+}
+
+const EXIT_STATUS: &str = "\
+Exit status:
+  0    the guest powered off or reset, or was ended at the console (Ctrl-a x)
+  N    the status that the guest wrote to the debug-exit port 0xf4
+  124  --timeout is over
+  125  alcove itself failed: bad flags, no KVM, a bad image
+  126  the guest's kernel panicked
+  127  the guest crashed
+  128+N  signal N ended alcove";
+
+impl RunArgs {
+    /// Puts the flags that were given over `config`.
+    pub fn apply(self, config: &mut VmConfig) {
+        let Self { kernel, initrd, append, cmdline, cpus, memory, serial, timeout, assist, .. } =
+            self;
+        // A command line flag also replaces what the file says with the other one.
+        if append.is_some() != cmdline.is_some() {
+            (config.append, config.cmdline) = (None, None);
+        }
+        override_optional(&mut config.kernel, kernel);
+        override_optional(&mut config.initrd, initrd);
+        override_optional(&mut config.append, append);
+        override_optional(&mut config.cmdline, cmdline);
+        override_optional(&mut config.timeout, timeout);
+        override_with(&mut config.cpus, cpus);
+        override_with(&mut config.memory, memory);
+        override_with(&mut config.serial, serial);
+        override_with(&mut config.assist, assist);
+    }
+}
+
+fn override_with<T>(setting: &mut T, flag: Option<T>) {
+    if let Some(value) = flag {
+        *setting = value;
+    }
+}
+
+fn override_optional<T>(setting: &mut Option<T>, flag: Option<T>) {
+    if flag.is_some() {
+        *setting = flag;
+    }
+}
+
+fn parse_cpus(text: &str) -> Result<CpuConfig, keyvalue::KeyValueError> {
+    keyvalue::parse(text, "count")
+}
+
+fn parse_memory(text: &str) -> Result<MemoryConfig, keyvalue::KeyValueError> {
+    keyvalue::parse(text, "size")
+}

@@ -1,0 +1,136 @@
+//! `alcove doctor`.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::process::ExitCode;
+
+use kvm_ioctls::{Cap, Kvm};
+
+use super::{FAILED, Failure};
+use crate::host;
+
+/// What a check found.
+enum Finding {
+    /// It works; what there is.
+    Good(String),
+    /// Guests run without it; what is missing and the remedy.
+    Lacking(String, &'static str),
+    /// No guest runs without it.
+    Broken(String, &'static str),
+}
+
+/// Checks this host, and fails with 125 when no guest could run on it.
+pub fn run() -> Result<ExitCode, Failure> {
+    let checks = [
+        ("kvm", kvm()),
+        ("virtualisation", virtualisation()),
+        ("vcpus", vcpus()),
+        ("tun", tun()),
+        ("landlock", landlock()),
+        ("io_uring", io_uring()),
+        ("huge pages", huge_pages()),
+    ];
+    let mut out = io::stdout();
+    let mut broken = false;
+    for (name, finding) in checks {
+        let (mark, text, remedy) = match finding {
+            Finding::Good(text) => ("ok", text, None),
+            Finding::Lacking(text, remedy) => ("--", text, Some(remedy)),
+            Finding::Broken(text, remedy) => {
+                broken = true;
+                ("NO", text, Some(remedy))
+            }
+        };
+        writeln!(out, "{mark}  {name:15} {text}")?;
+        if let Some(remedy) = remedy {
+            writeln!(out, "    {:15} remedy: {remedy}", "")?;
+        }
+    }
+    Ok(if broken { ExitCode::from(FAILED) } else { ExitCode::SUCCESS })
+}
+
+const LOAD_KVM: &str =
+    "modprobe kvm_amd or kvm_intel, or enable virtualisation in the firmware or hypervisor";
+const JOIN_GROUP: &str = "add yourself to the group that owns it and log in again";
+
+fn kvm() -> Finding {
+    match OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+        Ok(_) => Finding::Good("/dev/kvm opens for reading and writing".to_owned()),
+        Err(e) if e.kind() == ErrorKind::PermissionDenied => {
+            Finding::Broken("/dev/kvm is there but may not be opened".to_owned(), JOIN_GROUP)
+        }
+        Err(e) => Finding::Broken(format!("/dev/kvm does not open: {e}"), LOAD_KVM),
+    }
+}
+
+fn virtualisation() -> Finding {
+    if host::has_hardware_virtualisation() {
+        Finding::Good("hardware (VT-x or AMD-V)".to_owned())
+    } else {
+        Finding::Lacking(
+            "software: guest kernels are interpreted, their programs run at full speed; \
+             --assist completes what KVM's emulator refuses"
+                .to_owned(),
+            "none needed; VT-x or AMD-V make guest kernels about 25 times faster",
+        )
+    }
+}
+
+fn vcpus() -> Finding {
+    match Kvm::new() {
+        Ok(kvm) => {
+            let (advised, most) = (kvm.get_nr_vcpus(), kvm.get_max_vcpus());
+            let slots = kvm.check_extension_int(Cap::NrMemslots);
+            Finding::Good(format!("{advised} advised, {most} at most; {slots} memory slots"))
+        }
+        Err(e) => Finding::Broken(format!("unknown, /dev/kvm does not open: {e}"), LOAD_KVM),
+    }
+}
+
+fn tun() -> Finding {
+    const REMEDY: &str = "modprobe tun; only --net tap needs it";
+    match OpenOptions::new().read(true).write(true).open("/dev/net/tun") {
+        Ok(_) => Finding::Good("/dev/net/tun opens: tap networks are possible".to_owned()),
+        Err(e) => Finding::Lacking(format!("/dev/net/tun does not open: {e}"), REMEDY),
+    }
+}
+
+fn landlock() -> Finding {
+    match host::landlock_abi() {
+        Some(abi) => Finding::Good(format!("ABI {abi}")),
+        None => Finding::Lacking(
+            "not available".to_owned(),
+            "boot the host with landlock in its lsm= list (Linux 5.13 or newer)",
+        ),
+    }
+}
+
+fn io_uring() -> Finding {
+    match host::io_uring_works() {
+        Ok(()) => Finding::Good("available".to_owned()),
+        Err(e) => Finding::Lacking(
+            format!("not available: {e}"),
+            "sysctl kernel.io_uring_disabled=0; without it disks use plain system calls",
+        ),
+    }
+}
+
+fn huge_pages() -> Finding {
+    let total = fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("HugePages_Total:"))?;
+        line.trim().parse::<u64>().ok()
+    });
+    let transparent = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled")
+        .ok()
+        .and_then(|text| Some(text.split_once('[')?.1.split_once(']')?.0.to_owned()))
+        .unwrap_or_else(|| "not built in".to_owned());
+    match total {
+        Some(pages) if pages > 0 => {
+            Finding::Good(format!("{pages} reserved; transparent: {transparent}"))
+        }
+        _ => Finding::Lacking(
+            format!("none reserved; transparent: {transparent}"),
+            "sysctl vm.nr_hugepages=N, if a guest with much memory is to run faster",
+        ),
+    }
+}

@@ -1,0 +1,62 @@
+//! One file a subcommand, and how a failure is told.
+
+pub mod completions;
+pub mod doctor;
+pub mod man;
+pub mod run;
+
+use std::error::Error;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+
+/// The exit status when alcove itself failed.
+pub const FAILED: u8 = 125;
+
+/// Why a subcommand failed.
+#[derive(Debug)]
+pub struct Failure(Box<dyn Error>);
+
+impl<E: Into<Box<dyn Error>>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self(error.into())
+    }
+}
+
+impl Failure {
+    /// Prints the chain of causes as one line and gives the exit status for it.
+    pub fn report(&self) -> ExitCode {
+        let mut line = format!("alcove: {}", self.0);
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            line.push_str(&format!(": {error}"));
+            cause = error.source();
+        }
+        let _ = writeln!(io::stderr(), "{line}");
+        ExitCode::from(FAILED)
+    }
+}
+
+/// Prints what clap has to say: help and version as they are, a mistake as one line.
+pub fn usage(error: &clap::Error) -> ExitCode {
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    if matches!(error.kind(), ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand) {
+        let _ = error.print();
+        return ExitCode::from(FAILED);
+    }
+    let text = error.to_string();
+    let said: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more info"))
+        .filter(|line| !line.is_empty())
+        .collect();
+    let line = said.join("; ");
+    let line = line.strip_prefix("error: ").unwrap_or(&line);
+    let _ = writeln!(io::stderr(), "alcove: {line}; see alcove run --help");
+    ExitCode::from(FAILED)
+}

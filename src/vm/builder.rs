@@ -1,0 +1,231 @@
+//! The order in which a machine is put together, and nothing else.
+#![expect(unsafe_code, reason = "hands guest RAM to KVM")]
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use devices::bus::Bus;
+use devices::event::MachineEvents;
+use devices::legacy::debug_exit::{self, DebugExit};
+use devices::legacy::i8042::{self, I8042};
+use devices::legacy::pvpanic::{self, Pvpanic};
+use devices::legacy::serial::{self, Console, SerialPort};
+use kvm_bindings::{
+    CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config,
+    kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use tracing::info;
+
+use super::control::Control;
+use super::{Machine, Mailbox, Outcome, VmError};
+use crate::arch::x86_64::regs::LongModeTables;
+use crate::arch::x86_64::topology::Topology;
+use crate::arch::x86_64::{cpuid, msrs, regs};
+use crate::boot::cmdline::{self, CmdlineParts};
+use crate::boot::params::{self, BootEntry, BootSources};
+use crate::boot::{initrd, kernel, long_mode};
+use crate::config::{VmConfig, kernel as kernel_search};
+use crate::event_loop::EventLoop;
+use crate::irq::LegacyLine;
+use crate::memory::GuestRam;
+use crate::memory::layout;
+use crate::vcpu::recover::{self, Recovery};
+use crate::vcpu::run_loop::Vcpu;
+use crate::vcpu::{self, VcpuHandle};
+
+/// Builds the machine that `config` describes.
+pub fn build(config: &VmConfig) -> Result<Machine, VmError> {
+    config.validate()?;
+    let kvm = open_kvm()?;
+    let supported = kvm
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(|source| VmError::Kvm { call: "tell what CPUID it supports", source })?;
+    let assisted = recover::is_needed(config.assist);
+    let ram = map_memory(config, cpuid::physical_address_bits(&supported))?;
+    let entry = load_guest(config, &ram)?;
+
+    let mailbox = Arc::new(Mailbox::new().map_err(host("create an eventfd"))?);
+    let timeout = config.timeout.map(|span| span.0);
+    let control = Control::new(Arc::clone(&mailbox), timeout).map_err(host("route signals"))?;
+    vcpu::prepare_signal().map_err(host("install a signal handler"))?;
+
+    let vm = Arc::new(create_vm(&kvm, &ram, assisted)?);
+    let mut event_loop = EventLoop::new().map_err(VmError::EventLoop)?;
+    event_loop.add(Arc::new(Mutex::new(control)));
+    let (ports, console) = attach_ports(config, &vm, &mailbox, &mut event_loop)?;
+    let (ports, mmio) = (Arc::new(ports), Arc::new(Bus::new()));
+
+    check_cpu_count(&kvm, config.cpus.count)?;
+    let topology = Topology::flat(config.cpus.count);
+    let mut vcpus = Vec::new();
+    for index in 0..config.cpus.count {
+        let apic_id = topology.apic_id(index);
+        let fd = vm
+            .create_vcpu(apic_id.into())
+            .map_err(|source| VmError::Kvm { call: "create a vCPU", source })?;
+        let cpuid = cpuid::for_cpu(&supported, index, &topology, !assisted);
+        prepare_vcpu(&fd, &cpuid, (index == 0).then_some(&entry))
+            .map_err(|source| VmError::Kvm { call: "set up a vCPU", source })?;
+        let recovery = assisted.then(|| Recovery::new(ram.clone(), &supported));
+        let end = Arc::clone(&mailbox);
+        let on_crash = Box::new(move |report| end.end(Outcome::Crashed(Box::new(report))));
+        let (ports, mmio) = (Arc::clone(&ports), Arc::clone(&mmio));
+        let vcpu = Vcpu::new(index, fd, ports, mmio, recovery, on_crash);
+        vcpus.push(VcpuHandle::spawn(vcpu).map_err(host("start a vCPU thread"))?);
+    }
+    Ok(Machine { vcpus, event_loop, console, mailbox, _ram: ram, _vm: vm })
+}
+
+fn open_kvm() -> Result<Kvm, VmError> {
+    let kvm = Kvm::new().map_err(|e| match e.errno() {
+        libc::ENOENT | libc::ENODEV | libc::ENXIO => VmError::NoKvm,
+        libc::EACCES | libc::EPERM => VmError::KvmPermission,
+        errno => VmError::KvmOpen(io::Error::from_raw_os_error(errno)),
+    })?;
+    match kvm.get_api_version() {
+        version if version == KVM_API_VERSION as i32 => Ok(kvm),
+        version => Err(VmError::KvmVersion(version)),
+    }
+}
+
+fn map_memory(config: &VmConfig, address_bits: u8) -> Result<GuestRam, VmError> {
+    let size = config.memory.size;
+    GuestRam::new(size.0, address_bits)
+        .map_err(|source| VmError::Memory { asked: size.to_string(), source })
+}
+
+/// Puts kernel, initrd, command line and boot tables into guest RAM.
+fn load_guest(config: &VmConfig, ram: &GuestRam) -> Result<BootEntry, VmError> {
+    let path = match &config.kernel {
+        Some(path) => path.clone(),
+        None => kernel_search::find()?,
+    };
+    let file = open(&path).map_err(|source| VmError::KernelFile { path: path.clone(), source })?;
+    let kernel = kernel::load(ram, &file).map_err(|source| VmError::Kernel { path, source })?;
+    let initrd = match &config.initrd {
+        Some(path) => {
+            let path = path.clone();
+            let file =
+                open(&path).map_err(|source| VmError::InitrdFile { path: path.clone(), source })?;
+            let loaded = initrd::load(ram, &file, &kernel);
+            Some(loaded.map_err(|source| VmError::Initrd { path, source })?)
+        }
+        None => None,
+    };
+    let parts = CmdlineParts {
+        devices: &[],
+        append: config.append.as_deref(),
+        replacement: config.cmdline.as_deref(),
+    };
+    let cmdline = cmdline::build(&parts, kernel.cmdline_limit_bytes())
+        .map_err(|source| VmError::Cmdline { flag: config.cmdline_flag(), source })?;
+    let sources = BootSources { kernel: &kernel, cmdline: &cmdline, initrd, acpi_rsdp: None };
+    params::write(ram, &sources).map_err(VmError::Params)
+}
+
+/// Opens an image for reading, without waiting for a writer if it is a FIFO.
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)
+}
+
+/// Creates the VM with its memory, interrupt controllers and timer.
+fn create_vm(kvm: &Kvm, ram: &GuestRam, assisted: bool) -> Result<VmFd, VmError> {
+    let failed = |call| move |source| VmError::Kvm { call, source };
+    let vm = kvm.create_vm().map_err(failed("create a virtual machine"))?;
+    vm.set_tss_address(layout::KVM_TSS as usize).map_err(failed("place its TSS"))?;
+    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
+        .map_err(failed("place its identity map"))?;
+    vm.create_irq_chip().map_err(failed("create interrupt controllers"))?;
+    let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+    vm.create_pit2(pit).map_err(failed("create a timer"))?;
+    for region in ram.regions() {
+        let region = kvm_userspace_memory_region {
+            slot: region.slot,
+            guest_phys_addr: region.guest_phys,
+            memory_size: region.size_bytes,
+            userspace_addr: region.host_addr,
+            flags: 0,
+        };
+        // SAFETY: the range is guest RAM's own mapping, which the machine keeps until after the
+        // last vCPU has stopped.
+        unsafe { vm.set_user_memory_region(region) }.map_err(failed("take the guest's memory"))?;
+    }
+    if assisted {
+        recover::prepare(&vm).map_err(failed("report what it cannot emulate"))?;
+    }
+    Ok(vm)
+}
+
+/// The port bus with the legacy devices, and the console among them.
+fn attach_ports(
+    config: &VmConfig,
+    vm: &Arc<VmFd>,
+    mailbox: &Arc<Mailbox>,
+    event_loop: &mut EventLoop,
+) -> Result<(Bus, Console), VmError> {
+    let failed = |source| VmError::Serial { given: config.serial.to_string(), source };
+    let events = || Arc::clone(mailbox) as Arc<dyn MachineEvents>;
+    let backend = config.serial.open().map_err(failed)?;
+    if let Some(path) = backend.pty_path() {
+        info!("the serial console is at {}", path.display());
+    }
+    let line = Arc::new(LegacyLine::new(Arc::clone(vm), serial::COM1_IRQ));
+    let com1 = SerialPort::create(backend, line, events()).map_err(failed)?;
+    event_loop.add(com1.pump);
+
+    let (data, command) = I8042::ports(events());
+    let mut ports = Bus::new();
+    ports.insert(serial::COM1_BASE, serial::COM1_LEN, com1.port)?;
+    ports.insert(i8042::I8042_DATA_PORT, i8042::I8042_PORT_LEN, data)?;
+    ports.insert(i8042::I8042_COMMAND_PORT, i8042::I8042_PORT_LEN, command)?;
+    let debug_exit = Arc::new(DebugExit::new(events()));
+    ports.insert(debug_exit::DEBUG_EXIT_BASE, debug_exit::DEBUG_EXIT_LEN, debug_exit)?;
+    let pvpanic = Arc::new(Pvpanic::new(events()));
+    ports.insert(pvpanic::PVPANIC_BASE, pvpanic::PVPANIC_LEN, pvpanic)?;
+    Ok((ports, com1.console))
+}
+
+fn check_cpu_count(kvm: &Kvm, asked: u32) -> Result<(), VmError> {
+    let most = kvm.get_max_vcpus();
+    if asked as usize > most {
+        return Err(VmError::TooManyCpus { asked, most });
+    }
+    Ok(())
+}
+
+/// Sets a vCPU's registers; those of the boot CPU to enter the kernel at `entry`.
+fn prepare_vcpu(
+    fd: &VcpuFd,
+    cpuid: &CpuId,
+    entry: Option<&BootEntry>,
+) -> Result<(), kvm_ioctls::Error> {
+    fd.set_cpuid2(cpuid)?;
+    fd.set_msrs(&msrs::boot())?;
+    fd.set_fpu(&regs::fpu())?;
+    let mut lapic = fd.get_lapic()?;
+    regs::wire_lapic(&mut lapic);
+    fd.set_lapic(&lapic)?;
+    let Some(entry) = entry else { return Ok(()) };
+    let mut sregs = fd.get_sregs()?;
+    let regs = match *entry {
+        BootEntry::Pvh { rip, start_info } => regs::pvh(&mut sregs, rip, start_info),
+        BootEntry::Linux64 { rip, zero_page } => {
+            let tables = LongModeTables {
+                gdt_base: layout::BOOT_GDT,
+                gdt_limit: long_mode::BOOT_GDT_LIMIT,
+                cr3: layout::BOOT_PML4,
+            };
+            regs::linux64(&mut sregs, rip, zero_page, tables)
+        }
+    };
+    fd.set_sregs(&sregs)?;
+    fd.set_regs(&regs)
+}
+
+fn host(call: &'static str) -> impl FnOnce(io::Error) -> VmError {
+    move |source| VmError::Host { call, source }
+}

@@ -1,0 +1,123 @@
+//! Why a machine could not be built or run.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::config::ConfigError;
+
+/// A failure of alcove itself. A user's mistake names the flag and the remedy.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VmError {
+    /// The settings contradict each other.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// /dev/kvm does not exist.
+    #[error(
+        "/dev/kvm is missing: load the kvm module, or enable virtualisation in this machine's firmware or hypervisor; `alcove doctor` tells more"
+    )]
+    NoKvm,
+    /// /dev/kvm may not be opened.
+    #[error(
+        "no permission to open /dev/kvm: join the group that owns it (usermod -aG kvm $USER, then log in again)"
+    )]
+    KvmPermission,
+    /// /dev/kvm could not be opened for another reason.
+    #[error("cannot open /dev/kvm")]
+    KvmOpen(#[source] io::Error),
+    /// The KVM there speaks another interface.
+    #[error("/dev/kvm speaks API version {0}, alcove needs 12: run a newer host kernel")]
+    KvmVersion(i32),
+    /// A KVM call failed.
+    #[error("KVM refused to {call}")]
+    Kvm {
+        /// What was asked for.
+        call: &'static str,
+        /// Why not.
+        source: kvm_ioctls::Error,
+    },
+    /// A host call failed.
+    #[error("the host refused to {call}")]
+    Host {
+        /// What was asked for.
+        call: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// More vCPUs than KVM offers.
+    #[error("--cpus {asked} is more than the {most} that KVM offers here")]
+    TooManyCpus {
+        /// What was asked for.
+        asked: u32,
+        /// What there is.
+        most: usize,
+    },
+    /// Guest memory cannot be had.
+    #[error("--memory {asked}")]
+    Memory {
+        /// The size as given.
+        asked: String,
+        /// Why not.
+        source: crate::memory::MemoryError,
+    },
+    /// No kernel was named, none was found.
+    #[error(transparent)]
+    NoKernel(#[from] crate::config::kernel::NoKernel),
+    /// The kernel cannot be read.
+    #[error("--kernel {}", path.display())]
+    KernelFile {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The kernel cannot be loaded.
+    #[error("--kernel {}", path.display())]
+    Kernel {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: crate::boot::kernel::KernelError,
+    },
+    /// The initrd cannot be read.
+    #[error("--initrd {}", path.display())]
+    InitrdFile {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The initrd cannot be loaded.
+    #[error("--initrd {}", path.display())]
+    Initrd {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: crate::boot::initrd::InitrdError,
+    },
+    /// The command line does not fit.
+    #[error("{flag}")]
+    Cmdline {
+        /// Where it came from.
+        flag: &'static str,
+        /// What is wrong.
+        source: crate::boot::cmdline::CmdlineError,
+    },
+    /// The tables for the kernel's entry cannot be written.
+    #[error("the guest cannot be set up")]
+    Params(#[source] crate::boot::params::ParamsError),
+    /// The serial port's other end cannot be opened.
+    #[error("--serial {given}")]
+    Serial {
+        /// As given.
+        given: String,
+        /// Why not.
+        source: devices::backend::console::OpenError,
+    },
+    /// Two devices want one address range.
+    #[error("a device finds its addresses taken")]
+    Bus(#[from] devices::bus::BusError),
+    /// The event loop failed.
+    #[error("the event loop failed")]
+    EventLoop(#[source] event_manager::Error),
+}

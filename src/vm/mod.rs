@@ -1,0 +1,110 @@
+//! The machine: owner of all its parts, and its states from built to ended.
+
+mod builder;
+mod control;
+mod error;
+mod mailbox;
+mod outcome;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use devices::legacy::serial::Console;
+use kvm_ioctls::VmFd;
+
+pub use error::VmError;
+pub use mailbox::Mailbox;
+pub use outcome::Outcome;
+
+use crate::config::VmConfig;
+use crate::event_loop::EventLoop;
+use crate::memory::GuestRam;
+use crate::vcpu::VcpuHandle;
+
+/// How long a guest's last words may take to reach whoever reads the console.
+const FLUSH_LIMIT: Duration = Duration::from_secs(5);
+
+/// What the kernel prints first when it panics.
+const PANIC_MESSAGE: &[u8] = b"Kernel panic - not syncing";
+
+/// A built machine. Fields are dropped in order: vCPUs stop before what they use goes away.
+pub struct Machine {
+    vcpus: Vec<VcpuHandle>,
+    event_loop: EventLoop,
+    console: Console,
+    mailbox: Arc<Mailbox>,
+    /// Outlives the vCPUs and devices, which map it.
+    _ram: GuestRam,
+    _vm: Arc<VmFd>,
+}
+
+/// What is left of a machine whose run has ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Why it ended.
+    pub outcome: Outcome,
+    /// The last 4 KiB at most that the guest wrote to its console.
+    pub console_tail: Vec<u8>,
+}
+
+impl Machine {
+    /// Builds the machine that `config` describes, its kernel loaded, its vCPUs parked.
+    pub fn build(config: &VmConfig) -> Result<Self, VmError> {
+        builder::build(config)
+    }
+
+    /// Lets every vCPU enter the guest, or go on after [`Machine::pause`].
+    pub fn resume(&self) {
+        self.vcpus.iter().for_each(VcpuHandle::resume);
+    }
+
+    /// Parks every vCPU outside the guest, with no port or MMIO access left open.
+    pub fn pause(&self) {
+        self.vcpus.iter().for_each(VcpuHandle::pause);
+        self.vcpus.iter().for_each(VcpuHandle::wait_paused);
+    }
+
+    /// Runs the guest until it ends, or is ended, and says how. The terminal is as it was before
+    /// when this returns.
+    pub fn run(mut self) -> Result<Ended, VmError> {
+        self.resume();
+        while !self.mailbox.has_ended() {
+            self.event_loop.turn().map_err(VmError::EventLoop)?;
+        }
+        self.console.close();
+        self.vcpus.clear();
+        let mut outcome = self.mailbox.take().unwrap_or(Outcome::Quit);
+        if !matches!(outcome, Outcome::TimedOut | Outcome::Signalled(_)) {
+            self.console.flush_at_end(FLUSH_LIMIT);
+        }
+        let console_tail = self.console.tail();
+        if matches!(outcome, Outcome::Reset) && has_panicked(&console_tail) {
+            outcome = Outcome::Panicked;
+        }
+        Ok(Ended { outcome, console_tail })
+    }
+}
+
+/// Whether the console ends with a kernel's panic: how a guest without a pvpanic driver tells.
+fn has_panicked(tail: &[u8]) -> bool {
+    tail.split(|b| *b == b'\n').any(|line| {
+        let message = match line.iter().position(|b| *b == b']') {
+            Some(stamp) if line.starts_with(b"[") => line[stamp + 1..].trim_ascii_start(),
+            _ => line,
+        };
+        message.starts_with(PANIC_MESSAGE)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_told_by_the_line_that_starts_with_it() {
+        assert!(has_panicked(b"x\r\n[    1.5] Kernel panic - not syncing: sysrq\r\nCPU: 0\r\n"));
+        assert!(has_panicked(b"Kernel panic - not syncing: Attempted to kill init!\r\n"));
+        assert!(!has_panicked(b"# echo Kernel panic - not syncing\r\n"));
+        assert!(!has_panicked(b""));
+    }
+}
