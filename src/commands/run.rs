@@ -29,7 +29,11 @@ pub fn run(args: RunArgs) -> Result<ExitCode, Failure> {
         return Ok(ExitCode::SUCCESS);
     }
     restore_terminal_on_panic();
-    let ended = Machine::build(&config)?.run()?;
+    let machine = Machine::build(&config)?;
+    if let Some(path) = machine.console_path() {
+        writeln!(io::stderr(), "alcove: the serial console is at {}", path.display())?;
+    }
+    let ended = machine.run()?;
     report(&ended, &config.serial)?;
     Ok(ExitCode::from(ended.outcome.exit_status()))
 }
@@ -58,7 +62,7 @@ fn report(ended: &Ended, serial: &SerialConfig) -> io::Result<()> {
 }
 
 /// A panic in any thread first gives the user the terminal back, then is told as usual.
-fn restore_terminal_on_panic() {
+pub fn restore_terminal_on_panic() {
     let tell = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
         terminal::restore();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use devices::bus::Bus;
 use kvm_ioctls::VcpuFd;
-use tracing::warn;
+use tracing::info;
 
 use super::crash::CrashReport;
 use super::exit::{self, Exit, Instruction};
@@ -93,25 +93,25 @@ impl Vcpu {
             Exit::PortWrite { port, width, data } => {
                 for element in data.chunks(width) {
                     if !self.ports.write(port.into(), element) {
-                        self.unknown_access.allow(|| warn!("write to unknown port {port:#x}"));
+                        self.unknown_access.allow(|| info!("write to unknown port {port:#x}"));
                     }
                 }
             }
             Exit::PortRead { port, width, data } => {
                 for element in data.chunks_mut(width) {
                     if !self.ports.read(port.into(), element) {
-                        self.unknown_access.allow(|| warn!("read from unknown port {port:#x}"));
+                        self.unknown_access.allow(|| info!("read from unknown port {port:#x}"));
                     }
                 }
             }
             Exit::MmioWrite { address, data } => {
                 if !self.mmio.write(address, data) {
-                    self.unknown_access.allow(|| warn!("write to unknown address {address:#x}"));
+                    self.unknown_access.allow(|| info!("write to unknown address {address:#x}"));
                 }
             }
             Exit::MmioRead { address, data } => {
                 if !self.mmio.read(address, data) {
-                    self.unknown_access.allow(|| warn!("read from unknown address {address:#x}"));
+                    self.unknown_access.allow(|| info!("read from unknown address {address:#x}"));
                 }
             }
             Exit::Interrupted => return Next::Interrupted,

@@ -4,7 +4,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use devices::bus::Bus;
@@ -18,7 +18,6 @@ use kvm_bindings::{
     kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
-use tracing::info;
 
 use super::control::Control;
 use super::{Machine, Mailbox, Outcome, VmError};
@@ -56,7 +55,7 @@ pub fn build(config: &VmConfig) -> Result<Machine, VmError> {
     let vm = Arc::new(create_vm(&kvm, &ram, assisted)?);
     let mut event_loop = EventLoop::new().map_err(VmError::EventLoop)?;
     event_loop.add(Arc::new(Mutex::new(control)));
-    let (ports, console) = attach_ports(config, &vm, &mailbox, &mut event_loop)?;
+    let (ports, console, console_path) = attach_ports(config, &vm, &mailbox, &mut event_loop)?;
     let (ports, mmio) = (Arc::new(ports), Arc::new(Bus::new()));
 
     check_cpu_count(&kvm, config.cpus.count)?;
@@ -77,7 +76,7 @@ pub fn build(config: &VmConfig) -> Result<Machine, VmError> {
         let vcpu = Vcpu::new(index, fd, ports, mmio, recovery, on_crash);
         vcpus.push(VcpuHandle::spawn(vcpu).map_err(host("start a vCPU thread"))?);
     }
-    Ok(Machine { vcpus, event_loop, console, mailbox, _ram: ram, _vm: vm })
+    Ok(Machine { vcpus, event_loop, console, console_path, mailbox, _ram: ram, _vm: vm })
 }
 
 fn open_kvm() -> Result<Kvm, VmError> {
@@ -166,13 +165,11 @@ fn attach_ports(
     vm: &Arc<VmFd>,
     mailbox: &Arc<Mailbox>,
     event_loop: &mut EventLoop,
-) -> Result<(Bus, Console), VmError> {
+) -> Result<(Bus, Console, Option<PathBuf>), VmError> {
     let failed = |source| VmError::Serial { given: config.serial.to_string(), source };
     let events = || Arc::clone(mailbox) as Arc<dyn MachineEvents>;
     let backend = config.serial.open().map_err(failed)?;
-    if let Some(path) = backend.pty_path() {
-        info!("the serial console is at {}", path.display());
-    }
+    let console_path = backend.pty_path().map(Path::to_owned);
     let line = Arc::new(LegacyLine::new(Arc::clone(vm), serial::COM1_IRQ));
     let com1 = SerialPort::create(backend, line, events()).map_err(failed)?;
     event_loop.add(com1.pump);
@@ -186,7 +183,7 @@ fn attach_ports(
     ports.insert(debug_exit::DEBUG_EXIT_BASE, debug_exit::DEBUG_EXIT_LEN, debug_exit)?;
     let pvpanic = Arc::new(Pvpanic::new(events()));
     ports.insert(pvpanic::PVPANIC_BASE, pvpanic::PVPANIC_LEN, pvpanic)?;
-    Ok((ports, com1.console))
+    Ok((ports, com1.console, console_path))
 }
 
 fn check_cpu_count(kvm: &Kvm, asked: u32) -> Result<(), VmError> {

@@ -14,7 +14,7 @@ pub enum VmError {
     Config(#[from] ConfigError),
     /// /dev/kvm does not exist.
     #[error(
-        "/dev/kvm is missing: load the kvm module, or enable virtualisation in this machine's firmware or hypervisor; `alcove doctor` tells more"
+        "/dev/kvm is missing: modprobe kvm_amd or kvm_intel, or enable virtualisation in the firmware or hypervisor; `alcove doctor` tells more"
     )]
     NoKvm,
     /// /dev/kvm may not be opened.

@@ -6,6 +6,7 @@ mod error;
 mod mailbox;
 mod outcome;
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,6 +33,7 @@ pub struct Machine {
     vcpus: Vec<VcpuHandle>,
     event_loop: EventLoop,
     console: Console,
+    console_path: Option<PathBuf>,
     mailbox: Arc<Mailbox>,
     /// Outlives the vCPUs and devices, which map it.
     _ram: GuestRam,
@@ -51,6 +53,11 @@ impl Machine {
     /// Builds the machine that `config` describes, its kernel loaded, its vCPUs parked.
     pub fn build(config: &VmConfig) -> Result<Self, VmError> {
         builder::build(config)
+    }
+
+    /// The pseudo-terminal that the serial port leads to, if it leads to one.
+    pub fn console_path(&self) -> Option<&Path> {
+        self.console_path.as_deref()
     }
 
     /// Lets every vCPU enter the guest, or go on after [`Machine::pause`].

@@ -41,8 +41,8 @@ pub enum Unattended {
 /// The buffer between the guest's vCPU threads, which put bytes in, and the host.
 ///
 /// A vCPU thread writes the finished line itself when the host takes it; the event loop is woken
-/// only for what is left over: an unfinished line ([`Output::on_timer`]) or a host that is slow
-/// ([`Output::on_writable`]). A guest that prints faster than the host takes waits in
+/// only for what is left over: an unfinished line (when its timer fires) or a host that is slow
+/// (when it is writable again). A guest that prints faster than the host takes waits in
 /// [`Output::push`] once the buffer is full; nothing else ever waits.
 #[derive(Debug)]
 pub struct Output {

@@ -1,7 +1,7 @@
 //! The 16550A on COM1: the guest's console.
 //!
-//! The chip is vm-superio's; [`uart`] adds when the guest is ready for input, this module the bus
-//! and the way to the host, [`config`] what the user chooses.
+//! The chip is vm-superio's; `uart` adds when the guest is ready for input, this module the bus
+//! and the way to the host, `config` what the user chooses.
 
 mod config;
 mod uart;

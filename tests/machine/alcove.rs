@@ -1,0 +1,133 @@
+//! Runs the built binary.
+
+use std::ffi::OsStr;
+use std::io::Read;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tempfile::NamedTempFile;
+
+use crate::cpio;
+use crate::host::guest_file;
+
+/// After this time a guest that should have ended counts as hung.
+pub const PATIENCE: Duration = Duration::from_secs(240);
+
+/// A run of alcove that has ended.
+#[derive(Debug)]
+pub struct Finished {
+    /// The exit status; 128 and the signal if one killed it.
+    pub status: i32,
+    /// Standard output, carriage returns taken out.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl Finished {
+    /// Fails unless the status is `status`.
+    #[track_caller]
+    pub fn expect(self, status: i32) -> Self {
+        assert_eq!(self.status, status, "{}\n{}", self.stdout, self.stderr);
+        self
+    }
+}
+
+/// The binary under test: ALCOVE names it, else the one that cargo built.
+pub fn binary() -> PathBuf {
+    std::env::var_os("ALCOVE").map_or_else(|| env!("CARGO_BIN_EXE_alcove").into(), PathBuf::from)
+}
+
+/// alcove with `arguments`, standard input empty, the output to be collected.
+pub fn alcove<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command {
+    let mut command = Command::new(binary());
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .env_remove("RUST_BACKTRACE");
+    command
+}
+
+/// Runs `command` to its end and kills it when that does not come.
+pub fn finish(mut command: Command) -> Finished {
+    wait(command.spawn().unwrap())
+}
+
+/// Waits for `child`, reading what it prints, and kills it when it does not end.
+pub fn wait(mut child: Child) -> Finished {
+    let stdout = child.stdout.take().map(drain);
+    let stderr = child.stderr.take().map(drain);
+    let deadline = Instant::now() + PATIENCE;
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if Instant::now() > deadline {
+            child.kill().unwrap();
+        }
+        thread::sleep(Duration::from_millis(5));
+    };
+    let text = |reader: Option<thread::JoinHandle<Vec<u8>>>| {
+        let bytes = reader.map(|thread| thread.join().unwrap()).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).replace('\r', "")
+    };
+    let status = status.code().or(status.signal().map(|signal| 128 + signal)).unwrap();
+    Finished { status, stdout: text(stdout), stderr: text(stderr) }
+}
+
+fn drain(mut source: impl Read + Send + 'static) -> thread::JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        source.read_to_end(&mut bytes).unwrap();
+        bytes
+    })
+}
+
+/// Runs `alcove run` with `arguments`.
+pub fn run(arguments: &[&str]) -> Finished {
+    finish(alcove([&["run"], arguments].concat()))
+}
+
+/// `alcove run` with the test guest's `kernel` (`vmlinux` or `bzImage`), its initramfs and
+/// `arguments`.
+pub fn guest_command(kernel: &str, arguments: &[&str]) -> Command {
+    let mut command = alcove(["run"]);
+    command.arg("--kernel").arg(guest_file(kernel));
+    command.arg("--initrd").arg(guest_file("initramfs.cpio")).args(arguments);
+    command
+}
+
+/// An initramfs whose init runs `script` and ends the machine with its status, with more files by
+/// name and content; all of them may be executed.
+pub fn initramfs(script: &str, files: &[(&str, Vec<u8>)]) -> NamedTempFile {
+    let mut archive = cpio::Archive::default();
+    archive.folder("etc");
+    archive.folder("etc/alcove");
+    archive.file("etc/alcove/run", script.as_bytes());
+    for (name, content) in files {
+        archive.file(name, content);
+    }
+    let mut image = std::fs::read(guest_file("initramfs.cpio")).unwrap();
+    image.extend(archive.finish());
+    let file = NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), image).unwrap();
+    file
+}
+
+/// `alcove run` with the test guest's vmlinux, `image` for its initramfs and `arguments`.
+pub fn script_command(image: &NamedTempFile, arguments: &[&str]) -> Command {
+    let mut command = alcove(["run"]);
+    command.arg("--kernel").arg(guest_file("vmlinux"));
+    command.arg("--initrd").arg(image.path()).args(arguments);
+    command
+}
+
+/// Boots the test guest with `script` and `files`.
+pub fn run_script(script: &str, files: &[(&str, Vec<u8>)], arguments: &[&str]) -> Finished {
+    finish(script_command(&initramfs(script, files), arguments))
+}

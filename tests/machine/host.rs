@@ -1,0 +1,56 @@
+//! What tests need of a host.
+
+use std::fs::OpenOptions;
+use std::path::{Path, PathBuf};
+
+/// Something that a host may lack.
+#[derive(Clone, Copy)]
+pub enum Need {
+    /// A /dev/kvm that opens.
+    Kvm,
+    /// A KVM that interprets guest kernels.
+    SoftwareKvm,
+    /// The guest that `make guest` builds.
+    Guest,
+    /// To be root.
+    Root,
+}
+
+impl Need {
+    /// What is missing of it, if anything.
+    pub fn missing(self) -> Option<&'static str> {
+        let (there, reason) = match self {
+            Self::Kvm => (has_kvm(), "/dev/kvm does not open"),
+            Self::SoftwareKvm => {
+                (has_kvm() && !has_hardware_kvm(), "this KVM interprets no guest kernels")
+            }
+            Self::Guest => (guest_file("vmlinux").exists(), "no guest; run make guest"),
+            Self::Root => (is_root(), "only root may do it"),
+        };
+        (!there).then_some(reason)
+    }
+}
+
+fn has_kvm() -> bool {
+    OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok()
+}
+
+/// Whether /dev/kvm runs guest kernels on the processor itself.
+pub fn has_hardware_kvm() -> bool {
+    alcove::host::has_hardware_virtualisation()
+}
+
+fn is_root() -> bool {
+    // SAFETY: the call has no preconditions.
+    #[expect(unsafe_code, reason = "geteuid")]
+    let uid = unsafe { libc::geteuid() };
+    uid == 0
+}
+
+/// A file of the guest for tests: ALCOVE_GUEST names its folder, else it is target/guest.
+pub fn guest_file(name: &str) -> PathBuf {
+    match std::env::var_os("ALCOVE_GUEST") {
+        Some(folder) => Path::new(&folder).join(name),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("target/guest").join(name),
+    }
+}

@@ -1,0 +1,99 @@
+//! Whole machines: the built `alcove` runs guests, on this host's /dev/kvm.
+//!
+//! A test that needs what the host lacks is listed as ignored, which the runner counts as skipped,
+//! and says on standard error what it lacks.
+
+mod alcove;
+mod bad_input;
+mod bare_metal;
+mod boot;
+mod cli;
+mod console;
+mod cpio;
+mod host;
+mod terminal;
+
+use std::io::{self, Write};
+use std::panic;
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+
+use host::Need;
+
+/// One test: its name, what it needs, what it does. It fails by panicking.
+struct Test {
+    name: &'static str,
+    needs: &'static [Need],
+    body: fn(),
+}
+
+/// Lists tests by the path of their function.
+macro_rules! tests {
+    ($($module:ident::$name:ident $([$($need:ident),+])?),* $(,)?) => {
+        &[$(Test {
+            name: concat!(stringify!($module), "::", stringify!($name)),
+            needs: &[$($(Need::$need),+)?],
+            body: $module::$name,
+        }),*]
+    };
+}
+
+const TESTS: &[Test] = tests![
+    bad_input::a_command_line_over_the_limit_is_refused,
+    bad_input::a_kernel_that_is_none_is_refused,
+    bad_input::a_missing_kernel_tells_what_was_tried,
+    bad_input::an_initrd_that_does_not_fit_is_refused,
+    bad_input::an_unwritable_serial_file_is_refused,
+    bad_input::impossible_cpus_and_memory_are_refused,
+    bad_input::no_kvm_is_told_with_its_remedy[Root],
+    bad_input::unknown_keys_are_told_with_the_nearest,
+    bare_metal::a_guest_that_spins_is_ended_by_the_time_limit[Kvm],
+    bare_metal::a_hypercall_does_not_hang_the_guest[Kvm],
+    bare_metal::a_reset_by_the_i8042_ends_the_guest[Kvm],
+    bare_metal::a_triple_fault_is_a_crash_with_registers[Kvm],
+    bare_metal::an_instruction_that_nobody_completes_is_named[SoftwareKvm],
+    bare_metal::pvpanic_is_a_panic[Kvm],
+    bare_metal::signals_end_alcove_with_their_number[Kvm],
+    bare_metal::string_output_reaches_the_port_element_by_element[Kvm],
+    bare_metal::the_debug_exit_port_gives_the_status[Kvm],
+    bare_metal::unknown_addresses_read_as_ones[Kvm],
+    boot::a_kernel_panic_gives_126[Kvm, Guest],
+    boot::a_script_gives_its_status[Kvm, Guest],
+    boot::avx_programs_side_by_side_compute_right[Kvm, Guest],
+    boot::bzimage_reports_and_ends[Kvm, Guest],
+    boot::bzimage_runs_in_64_mib[Kvm, Guest],
+    boot::bzimage_runs_in_8_gib[Kvm, Guest],
+    boot::vmlinux_reports_and_ends[Kvm, Guest],
+    boot::vmlinux_runs_in_64_mib[Kvm, Guest],
+    boot::vmlinux_runs_in_8_gib[Kvm, Guest],
+    cli::completions_are_there_for_every_shell,
+    cli::doctor_says_what_works[Kvm],
+    cli::help_and_manual_name_every_flag,
+    cli::printed_settings_read_back,
+    console::a_mebibyte_goes_both_ways_through_a_slow_guest[Kvm],
+    console::a_paste_into_linux_arrives_whole[Kvm, Guest],
+    console::a_pty_is_a_console[Kvm],
+    console::a_socket_is_a_console[Kvm],
+    console::a_terminal_is_put_back_whatever_ends_alcove[Kvm],
+    console::the_escape_key_helps_and_ends[Kvm],
+    console::the_shell_takes_commands[Kvm, Guest],
+];
+
+fn main() -> ExitCode {
+    if std::env::var_os(console::PANIC_CHILD).is_some() {
+        console::panic_in_raw_mode();
+    }
+    let arguments = Arguments::from_args();
+    let trials = TESTS.iter().map(|test| trial(test, !arguments.list)).collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn trial(test: &'static Test, tell: bool) -> Trial {
+    let missing = test.needs.iter().find_map(|need| need.missing());
+    if let Some(reason) = missing.filter(|_| tell) {
+        let _ = writeln!(io::stderr(), "skipped: {}: {reason}", test.name);
+    }
+    let run = || panic::catch_unwind(test.body).map_err(|_| "it panicked, see above".into());
+    Trial::test(test.name, run).with_ignored_flag(missing.is_some())
+}
