@@ -274,7 +274,8 @@ pub enum Invalidation {
 /// A vCPU that has stopped at an instruction which KVM refused.
 ///
 /// Every getter may cost an ioctl, so the assist asks only for what the instruction needs; the
-/// owner is expected to cache. Each method may stop the completion with [`Stop::Host`] when a call
+/// owner is expected to cache within one instruction, and [`Cpu::xstate_component`] for good (it
+/// is asked a dozen times by one XSAVE). Each method may stop the completion with [`Stop::Host`] when a call
 /// to the host fails. The assist changes nothing before the last check that can raise an
 /// exception, with one exception: the XSAVE and FXSAVE families may have written part of their
 /// area when a later page faults, as on real processors.

@@ -15,9 +15,10 @@
 //!   completed.
 //! - #AC is not raised.
 //! - VMCALL and VMMCALL never get here: KVM executes them itself, and the software KVM then hangs.
-//!   The owner keeps the guest from them by not offering, in leaf 4000_0001H, the KVM features
-//!   that make a guest use hypercalls (KVM_FEATURE_PV_UNHALT, PV_SEND_IPI, PV_SCHED_YIELD,
-//!   MIGRATION_CONTROL, and CLOCK_PAIRING by way of `ptp_kvm`).
+//!   The owner keeps the guest from them by not offering, in CPUID leaf 4000_0001H, the features
+//!   that make a guest use hypercalls (PV_UNHALT, PV_SEND_IPI, PV_SCHED_YIELD,
+//!   MIGRATION_CONTROL); Linux's `ptp_kvm` makes one wherever it finds the KVM signature and
+//!   kvmclock, so that kernel needs to be without it or without CLOCKSOURCE and CLOCKSOURCE2.
 
 #![cfg_attr(not(test), forbid(unsafe_code))]
 
@@ -31,6 +32,7 @@ mod system;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod vector;
 mod x87;
 mod xsave;
 
@@ -71,8 +73,14 @@ enum Progress {
 
 type Family = fn(&mut Step<'_>) -> Result<Progress, Stop>;
 
-const FAMILIES: [Family; 5] =
-    [system::complete, integer::complete, x87::complete, xsave::complete, descriptor::complete];
+const FAMILIES: [Family; 6] = [
+    system::complete,
+    integer::complete,
+    x87::complete,
+    xsave::complete,
+    descriptor::complete,
+    vector::complete,
+];
 
 /// Completes the instruction at the vCPU's RIP.
 ///

@@ -10,7 +10,7 @@ use super::operands::Step;
 use super::xsave::{self, component};
 use super::{CodeSize, Exception, Invalidation, Progress, Segment, Stop};
 
-/// CR4.PCIDE = 0 allows PCID 0 only; an INVPCID descriptor holds it in bits 11:0.
+/// Where an INVPCID descriptor holds the PCID; bits 63:12 of the first half are reserved.
 const PCID_MASK: u64 = 0xFFF;
 
 pub(super) fn complete(step: &mut Step<'_>) -> Result<Progress, Stop> {

@@ -8,6 +8,9 @@ const ROUNDS: u32 = 100;
 /// Checks the instruction against the processor with random operands. Memory operands are given
 /// relative to RSI, which points into the window.
 fn check(random: &mut Random, mut case: Case) {
+    if !case.is_known() {
+        return;
+    }
     for _ in 0..ROUNDS {
         let mut state = State::random(random, case.xcr0);
         state.registers.gpr[6] =

@@ -4,17 +4,34 @@
 
 mod native;
 
+use std::sync::OnceLock;
+
 use super::cpu::{cr0, cr4, msr};
 use super::*;
 pub(super) use native::{Case, host_xcr0};
 
+/// The state components that the tests work on: x87, SSE, AVX and AVX-512.
+pub(super) const TESTED: u64 = 0xE7;
+
 /// Bytes of the window that operands lie in.
 pub(super) const WINDOW_BYTES: usize = 8192;
 
-/// XSAVE areas in the standard format, as the host's processor lays them out.
+/// A component of XSAVE areas, as the host's processor lays them out.
 pub(super) fn host_component(index: u32) -> Option<Component> {
-    let leaf = std::arch::x86_64::__cpuid_count(0xD, index);
-    Component::from_cpuid(leaf.eax, leaf.ebx, leaf.ecx)
+    // CPUID is slow in a virtual machine.
+    static COMPONENTS: OnceLock<Vec<Option<Component>>> = OnceLock::new();
+    let components = COMPONENTS.get_or_init(|| {
+        let leaves = (0..63).map(|index| std::arch::x86_64::__cpuid_count(0xD, index));
+        leaves.map(|leaf| Component::from_cpuid(leaf.eax, leaf.ebx, leaf.ecx)).collect()
+    });
+    components[index as usize]
+}
+
+/// Bytes of an FPU image with the components of [`TESTED`] that the host has.
+pub(super) fn fpu_bytes() -> usize {
+    let end = |found: Component| (found.offset + found.size) as usize;
+    let ends = (2..8).filter(|index| TESTED & host_xcr0() & (1 << index) != 0);
+    ends.filter_map(host_component).map(end).max().unwrap_or(576)
 }
 
 /// Registers, FPU image and the operand window.
@@ -69,7 +86,7 @@ pub(super) const GDT_BASE: u64 = 0xFFFF_FE00_0000_1000;
 impl TestCpu {
     /// A vCPU at ring 0 in 64-bit mode with everything enabled.
     pub(super) fn new(code: &[u8]) -> Self {
-        let mut fpu = vec![0; 0x980];
+        let mut fpu = vec![0; fpu_bytes()];
         fpu[24..28].copy_from_slice(&0x1F80u32.to_le_bytes());
         fpu[28..32].copy_from_slice(&0x2FFFFu32.to_le_bytes());
         let registers = Registers { rip: 0x40_0000, rflags: 2, ..Registers::default() };
@@ -81,7 +98,7 @@ impl TestCpu {
             cpl: 0,
             cr0: cr0::PE | cr0::MP | cr0::NE | cr0::PG | cr0::WP,
             cr4: cr4::PAE | cr4::OSFXSR | cr4::OSXSAVE | cr4::FSGSBASE | cr4::PCIDE,
-            xcr0: 0xE7,
+            xcr0: TESTED & host_xcr0(),
             xss: 0,
             tsc_aux: 0x1234_5678,
             kernel_gs_base: 0x7777_0000,
@@ -302,7 +319,8 @@ impl Random {
 
     /// A valid FPU image with random contents, some components out of use.
     pub(super) fn fpu(&mut self, xcr0: u64) -> Vec<u8> {
-        let mut image = vec![0; native::FPU_BYTES];
+        let xcr0 = xcr0 & TESTED;
+        let mut image = vec![0; fpu_bytes()];
         self.fill(&mut image);
         // Mostly with all exceptions masked, so that none is pending.
         let masks = if self.chance(4) { 0x40 } else { 0x7F };

@@ -11,10 +11,7 @@ use iced_x86::{BlockEncoderOptions, Decoder, DecoderOptions, IcedError, Instruct
 
 use super::super::cpu::rflags;
 use super::super::{CodeSize, Outcome, Registers, describe};
-use super::{State, TestCpu, WINDOW_BYTES};
-
-/// Bytes of the FPU images that the tests work on: all components up to ZMM16 to ZMM31.
-pub(super) const FPU_BYTES: usize = 0x980;
+use super::{Random, State, TESTED, TestCpu, WINDOW_BYTES, fpu_bytes, report};
 
 /// Which components are in use is not compared in the FPU image: the contents are.
 const XSTATE_BV: std::ops::Range<usize> = 512..520;
@@ -72,8 +69,8 @@ impl Native {
             }
             asm.pushfq()?;
             asm.mov(cell(SAVED_STACK), rsp)?;
-            asm.mov(eax, -1)?;
-            asm.mov(edx, -1)?;
+            asm.mov(eax, TESTED as u32)?;
+            asm.xor(edx, edx)?;
             asm.xrstor64(ptr(data + FPU_IN))?;
             asm.push(cell(FLAGS_IN))?;
             asm.popfq()?;
@@ -96,8 +93,8 @@ impl Native {
             asm.pop(cell(FLAGS_OUT))?;
             recovery = asm.instructions().len();
             asm.mov(rsp, cell(SAVED_STACK))?;
-            asm.mov(eax, -1)?;
-            asm.mov(edx, -1)?;
+            asm.mov(eax, TESTED as u32)?;
+            asm.xor(edx, edx)?;
             asm.xsave64(ptr(data + FPU_OUT))?;
             asm.fninit()?;
             asm.ldmxcsr(dword_ptr(data + MXCSR_DEFAULT))?;
@@ -186,7 +183,7 @@ impl Native {
         self.put(FLAGS_IN, &(state.registers.rflags | 0x202).to_le_bytes());
         self.put(MXCSR_DEFAULT, &0x1F80u32.to_le_bytes());
         self.put(FPU_IN, &state.fpu);
-        self.put(FPU_OUT, &[0; FPU_BYTES]);
+        self.put(FPU_OUT, &vec![0; fpu_bytes()]);
         self.put(DATA_BYTES as u64, &state.window);
         FAULTING.store(self.instruction.ip(), Ordering::SeqCst);
         RECOVERY.store(self.recovery(), Ordering::SeqCst);
@@ -328,6 +325,21 @@ impl Case {
         }
     }
 
+    /// Whether the host's processor knows the instruction; says so if not.
+    pub(in crate::assist) fn is_known(&mut self) -> bool {
+        const INVALID_OPCODE: u8 = 6;
+        let state = State::random(&mut Random::seeded(), self.xcr0);
+        let known = !matches!(self.native.run(&state), Err(INVALID_OPCODE));
+        if !known {
+            report(&format!("not tested, the host lacks it: {}", self.name()));
+        }
+        known
+    }
+
+    fn name(&self) -> String {
+        describe(&self.native.bytes, self.native.instruction.ip(), CodeSize::Bits64)
+    }
+
     /// An FPU image as the processor presents it after loading it.
     fn reloaded(&mut self, state: &State) -> Vec<u8> {
         match self.reload.run(state) {
@@ -348,8 +360,7 @@ impl Case {
                 Err(text) => difference = text,
             }
         }
-        let (bytes, ip) = (&self.native.bytes, self.native.instruction.ip());
-        let name = describe(bytes, ip, CodeSize::Bits64);
+        let name = self.name();
         panic!("{name}: {difference}\nfrom {:x?}", state.registers);
     }
 
@@ -422,6 +433,7 @@ fn differ(
 
 /// XCR0 of the host.
 pub(in crate::assist) fn host_xcr0() -> u64 {
-    // SAFETY: every x86-64 host that the tests run on enables XSAVE; CPUID is checked by Native.
+    assert!(is_x86_feature_detected!("xsave"), "the tests need a processor with XSAVE");
+    // SAFETY: XSAVE is there and enabled, as asserted.
     unsafe { std::arch::x86_64::_xgetbv(0) }
 }

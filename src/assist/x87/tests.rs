@@ -7,6 +7,9 @@ use super::*;
 const RSI: usize = 6;
 
 fn check(random: &mut Random, mut case: Case) {
+    if !case.is_known() {
+        return;
+    }
     for round in 0..100 {
         let mut state = State::random(random, case.xcr0);
         state.registers.gpr[RSI] = case.native.window() + 64;

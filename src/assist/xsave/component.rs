@@ -96,6 +96,13 @@ pub(in crate::assist) fn materialize(image: &mut [u8], index: u32) {
     set_field(image, XSTATE_BV, field(image, XSTATE_BV) | mask(index));
 }
 
+/// Puts component `index` of an image, which stands at `place`, in use with all its bytes clear.
+/// Not for x87, whose initial values are others.
+pub(in crate::assist) fn materialize_at(image: &mut [u8], index: u32, place: Range<usize>) {
+    legacy::clear(image, place);
+    set_field(image, XSTATE_BV, field(image, XSTATE_BV) | mask(index));
+}
+
 /// One extended component that an instruction moves.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
