@@ -2,7 +2,7 @@
 //!
 //! Three things differ there from VT-x and AMD-V. Instructions that KVM's emulator refuses in ring 0
 //! are completed by [`crate::assist`]. A system call in ring 3 arrives as a page fault, and
-//! `int 0x80` and hypercalls as an undefined opcode; [`gates`] turns them into what they were.
+//! `int 0x80` and hypercalls as an undefined opcode; `gates` turns them into what they were.
 
 mod cpu;
 mod gates;
