@@ -30,7 +30,8 @@ at_exit() {
 unpack() {
     mkdir "$tree"
     tar --extract --file "/usr/src/$package.tar.xz" --directory "$tree" --strip-components 1 \
-        --exclude "$package/arch/[a-wyz]*/*" \
+        --exclude "$package/arch/[a-wyz]*/*.[chS]" \
+        --exclude "$package/arch/[a-wyz]*/*.dts*" \
         --exclude "$package/Documentation/*/*" \
         --exclude "$package/tools/testing/*" \
         --exclude "$package/drivers/gpu/*.[ch]" \
