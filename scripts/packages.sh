@@ -20,6 +20,7 @@ run_packages=(
     cpio              # packs the initramfs
 )
 test_packages=(
+    acpica-tools # iasl, which checks the ACPI tables
     shellcheck # checks these scripts
 )
 
