@@ -52,8 +52,8 @@ pub struct RunArgs {
     /// Replaces the kernel command line that alcove writes
     #[arg(long, value_name = "STR", allow_hyphen_values = true)]
     pub cmdline: Option<String>,
-    /// Number of vCPUs [default: 1]
-    #[arg(short, long, value_name = "N", value_parser = parse_cpus)]
+    /// Number of vCPUs [default: 1], with threads=T, cores=C, sockets=S to arrange them
+    #[arg(short, long, value_name = "N,…", value_parser = parse_cpus)]
     pub cpus: Option<CpuConfig>,
     /// RAM, with K, M, G or T [default: 256M]
     #[arg(short, long, value_name = "SIZE", value_parser = parse_memory)]
@@ -64,6 +64,9 @@ pub struct RunArgs {
     /// End the guest after this time, such as 90s or 5m, with status 124
     #[arg(long, value_name = "DURATION")]
     pub timeout: Option<Span>,
+    /// Time that the guest has to power off when SIGTERM presses its power button [default: 10s]
+    #[arg(long, value_name = "DURATION")]
+    pub shutdown_timeout: Option<Span>,
     /// Complete instructions that KVM's emulator refuses [default: auto]
     #[arg(long, value_name = "WHEN", value_enum)]
     pub assist: Option<AssistMode>,
@@ -83,13 +86,25 @@ Exit status:
   125  alcove itself failed: bad flags, no KVM, a bad image
   126  the guest's kernel panicked
   127  the guest crashed
-  128+N  signal N ended alcove";
+  128+N  signal N ended alcove; SIGTERM presses the guest's power button first, and a guest that
+         powers off within --shutdown-timeout gives 0";
 
 impl RunArgs {
     /// Puts the flags that were given over `config`.
     pub fn apply(self, config: &mut VmConfig) {
-        let Self { kernel, initrd, append, cmdline, cpus, memory, serial, timeout, assist, .. } =
-            self;
+        let Self {
+            kernel,
+            initrd,
+            append,
+            cmdline,
+            cpus,
+            memory,
+            serial,
+            timeout,
+            shutdown_timeout,
+            assist,
+            ..
+        } = self;
         // A command line flag also replaces what the file says with the other one.
         if append.is_some() != cmdline.is_some() {
             (config.append, config.cmdline) = (None, None);
@@ -99,6 +114,7 @@ impl RunArgs {
         override_optional(&mut config.append, append);
         override_optional(&mut config.cmdline, cmdline);
         override_optional(&mut config.timeout, timeout);
+        override_optional(&mut config.shutdown_timeout, shutdown_timeout);
         override_with(&mut config.cpus, cpus);
         override_with(&mut config.memory, memory);
         override_with(&mut config.serial, serial);

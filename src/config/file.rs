@@ -118,6 +118,7 @@ mod tests {
             kernel in proptest::option::of("[a-z/. \"\\\\]{1,20}"),
             append in proptest::option::of(".{0,40}"),
             seconds in proptest::option::of(0u64..1 << 30),
+            threads in proptest::option::of(1u32..4),
             count in 1u32..64,
             bytes: u64,
         ) -> VmConfig {
@@ -126,7 +127,8 @@ mod tests {
                 append,
                 timeout: seconds.map(|s| Span(std::time::Duration::from_secs(s))),
                 assist: AssistMode::On,
-                cpus: CpuConfig { count },
+                shutdown_timeout: seconds.map(|s| Span(std::time::Duration::from_millis(s))),
+                cpus: CpuConfig { count, threads, ..CpuConfig::default() },
                 memory: MemoryConfig { size: ByteSize(bytes) },
                 ..VmConfig::default()
             }

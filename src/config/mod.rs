@@ -7,11 +7,14 @@ pub mod nearest;
 pub mod units;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use devices::legacy::serial::SerialConfig;
 use serde::{Deserialize, Serialize};
 
 pub use units::{ByteSize, Span};
+
+use crate::arch::x86_64::topology::{Shape, Topology, TopologyError};
 
 /// Everything that `alcove run` needs to know.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
@@ -32,6 +35,10 @@ pub struct VmConfig {
     /// Ends the guest after this time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Span>,
+    /// How long a guest may take to power off once SIGTERM has pressed its power button; none:
+    /// [`DEFAULT_SHUTDOWN_TIMEOUT`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shutdown_timeout: Option<Span>,
     /// Where the first serial port leads.
     pub serial: SerialConfig,
     /// Whether to complete what KVM's instruction emulator refuses.
@@ -42,17 +49,40 @@ pub struct VmConfig {
     pub memory: MemoryConfig,
 }
 
+/// How long a guest may take to power off when nothing else is said.
+pub const DEFAULT_SHUTDOWN_TIMEOUT: Span = Span(Duration::from_secs(10));
+
 /// The guest's processors.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct CpuConfig {
     /// How many.
     pub count: u32,
+    /// Hardware threads in a core; see [`Topology::new`] for what is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threads: Option<u32>,
+    /// Cores in a socket.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cores: Option<u32>,
+    /// Sockets in the machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sockets: Option<u32>,
 }
 
 impl Default for CpuConfig {
     fn default() -> Self {
-        Self { count: 1 }
+        Self { count: 1, threads: None, cores: None, sockets: None }
+    }
+}
+
+impl CpuConfig {
+    /// How the processors are arranged.
+    pub fn topology(&self) -> Result<Topology, ConfigError> {
+        let Self { count, threads, cores, sockets } = *self;
+        if count == 0 {
+            return Err(ConfigError::NoCpus);
+        }
+        Topology::new(count, &Shape { threads, cores, sockets }).map_err(ConfigError::Topology)
     }
 }
 
@@ -92,6 +122,9 @@ pub enum ConfigError {
     /// No processor.
     #[error("--cpus 0 leaves nothing to run on; give at least 1")]
     NoCpus,
+    /// Processors that cannot be arranged as asked.
+    #[error("--cpus")]
+    Topology(#[source] TopologyError),
 }
 
 impl VmConfig {
@@ -100,14 +133,36 @@ impl VmConfig {
         if self.append.is_some() && self.cmdline.is_some() {
             return Err(ConfigError::AppendAndCmdline);
         }
-        if self.cpus.count == 0 {
-            return Err(ConfigError::NoCpus);
-        }
-        Ok(())
+        self.cpus.topology().map(drop)
     }
 
     /// The flag to blame when the kernel's command line is no good.
     pub fn cmdline_flag(&self) -> &'static str {
         if self.cmdline.is_some() { "--cmdline" } else { "--append" }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(cpus: &str) -> String {
+        let cpus = keyvalue::parse(cpus, "count").unwrap();
+        VmConfig { cpus, ..VmConfig::default() }.validate().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn cpus_are_given_with_their_arrangement() {
+        let cpus: CpuConfig = keyvalue::parse("8,threads=2,sockets=2", "count").unwrap();
+
+        let expected = Topology { threads_per_core: 2, cores_per_socket: 2, sockets: 2 };
+        assert_eq!(cpus.topology(), Ok(expected));
+    }
+
+    #[test]
+    fn cpus_that_cannot_be_are_refused_by_their_flag() {
+        for text in ["0", "0,threads=2", "6,threads=4", "8,threads=0", "8,cores=2,sockets=3"] {
+            assert!(refusal(text).starts_with("--cpus"), "{text}");
+        }
     }
 }

@@ -16,6 +16,7 @@ mod leaf {
     pub const AMD_SIZES: u32 = 0x8000_0008;
     pub const AMD_CACHES: u32 = 0x8000_001d;
     pub const AMD_TOPOLOGY: u32 = 0x8000_001e;
+    pub const AMD_TOPOLOGY_V2: u32 = 0x8000_0026;
 }
 
 /// Leaf 1 EBX: CLFLUSH line size in quadwords, bits 15:8.
@@ -40,6 +41,8 @@ const FEATURES_BY_HYPERCALL: u32 = 1 << 7 | 1 << 11 | 1 << 13 | 1 << 16;
 pub fn for_cpu(supported: &CpuId, cpu: u32, topology: &Topology, hypercalls: bool) -> CpuId {
     let mut cpuid = supported.clone();
     let apic_id = topology.apic_id(cpu);
+    // The host's levels; leaf Bh has the guest's.
+    cpuid.retain(|entry| entry.function != leaf::AMD_TOPOLOGY_V2);
     for entry in cpuid.as_mut_slice() {
         match entry.function {
             leaf::FEATURES => features(entry, apic_id, topology),
@@ -184,17 +187,42 @@ mod tests {
 
     #[test]
     fn each_processor_shows_its_own_apic_id_in_every_leaf() {
-        let topology = Topology { threads_per_core: 2, cores_per_socket: 2, sockets: 2 };
-        let table = supported(&[0x1, 0xb, 0x1f, 0x8000_001e]);
+        for (threads_per_core, cores_per_socket, sockets) in [(2, 2, 2), (1, 64, 1), (3, 5, 20)] {
+            let topology = Topology { threads_per_core, cores_per_socket, sockets };
+            let table = supported(&[0x1, 0xb, 0x1f, 0x8000_001e]);
 
-        for cpu in 0..8 {
-            let cpuid = for_cpu(&table, cpu, &topology, true);
+            for cpu in 0..topology.cpus_per_socket() * sockets {
+                let cpuid = for_cpu(&table, cpu, &topology, true);
 
-            assert_eq!(find(&cpuid, 0x1, 0).ebx >> 24, cpu);
-            assert_eq!(find(&cpuid, 0xb, 0).edx, cpu);
-            assert_eq!(find(&cpuid, 0x1f, 1).edx, cpu);
-            assert_eq!(find(&cpuid, 0x8000_001e, 0).eax, cpu);
+                let id = topology.apic_id(cpu);
+                assert_eq!(find(&cpuid, 0x1, 0).ebx >> 24, id & 0xff);
+                assert_eq!(find(&cpuid, 0xb, 0).edx, id);
+                assert_eq!(find(&cpuid, 0x1f, 1).edx, id);
+                assert_eq!(find(&cpuid, 0x8000_001e, 0).eax, id);
+            }
         }
+    }
+
+    /// Every leaf by which a kernel splits an APIC id must split it alike.
+    #[test]
+    fn all_leaves_agree_on_the_width_of_the_fields() {
+        let topology = Topology { threads_per_core: 2, cores_per_socket: 3, sockets: 2 };
+        let table = supported(&[0x1, 0x4, 0xb, 0x8000_0001, 0x8000_0008, 0x8000_001e]);
+
+        let cpuid = for_cpu(&table, 9, &topology, true);
+
+        let (thread_bits, socket_shift) = (1, 3);
+        let logical = find(&cpuid, 0x1, 0);
+        assert_eq!((logical.ebx >> 16 & 0xff, logical.edx & HTT), (1 << socket_shift, HTT));
+        let cache = find(&cpuid, 0x4, 0).eax;
+        assert_eq!((cache >> 14 & 0xfff, cache >> 26), ((1 << thread_bits) - 1, 3));
+        assert_eq!(find(&cpuid, 0xb, 0).eax, thread_bits);
+        assert_eq!(find(&cpuid, 0xb, 1).eax, socket_shift);
+        let sizes = find(&cpuid, 0x8000_0008, 0).ecx;
+        assert_eq!((sizes & 0xff, sizes >> 12 & 0xf), (5, socket_shift));
+        // Processor 9 is thread 1 of core 1 of socket 1.
+        let node = find(&cpuid, 0x8000_001e, 0);
+        assert_eq!((node.eax, node.ebx, node.ecx), (0b1011, 1 << 8 | 1, 1));
     }
 
     #[test]
