@@ -1,6 +1,7 @@
 //! The life of a vCPU, as its owner sees it.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
@@ -40,6 +41,8 @@ pub(super) struct Gate {
     control: Mutex<Control>,
     changed: Condvar,
     immediate_exit: ImmediateExit,
+    /// The guest has started the vCPU, which waited for it.
+    woken: AtomicBool,
 }
 
 impl Gate {
@@ -71,6 +74,11 @@ impl Gate {
         }
     }
 
+    /// Called by the vCPU's thread when the guest has started a vCPU that waited for it.
+    pub(super) fn woken(&self) {
+        self.woken.store(true, Ordering::Relaxed);
+    }
+
     fn stopped(&self) {
         self.lock().state = VcpuState::Stopped;
         self.changed.notify_all();
@@ -91,6 +99,7 @@ impl VcpuHandle {
             control: Mutex::new(Control { request: Request::Wait, state: VcpuState::Created }),
             changed: Condvar::new(),
             immediate_exit: vcpu.immediate_exit()?,
+            woken: AtomicBool::new(false),
         });
         let inner = Arc::clone(&gate);
         let thread =
@@ -104,6 +113,12 @@ impl VcpuHandle {
     /// Where the vCPU stands now.
     pub fn state(&self) -> VcpuState {
         self.gate.lock().state
+    }
+
+    /// Whether the guest has started this vCPU (INIT and SIPI). Never true of the boot CPU, which
+    /// does not wait for it.
+    pub fn was_woken(&self) -> bool {
+        self.gate.woken.load(Ordering::Relaxed)
     }
 
     /// Lets the vCPU enter the guest; nothing happens to one that runs or has stopped.

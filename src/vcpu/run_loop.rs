@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use devices::bus::Bus;
+use kvm_bindings::KVM_MP_STATE_UNINITIALIZED;
 use kvm_ioctls::VcpuFd;
 use tracing::info;
 
@@ -28,6 +29,8 @@ pub struct Vcpu {
 /// What to do after an exit.
 enum Next {
     Enter,
+    /// As [`Next::Enter`]; a vCPU that waits for the guest to start it stopped waiting.
+    Woken,
     Interrupted,
     Crash(Unrecoverable),
 }
@@ -64,6 +67,11 @@ impl Vcpu {
         loop {
             match self.step() {
                 Next::Enter => {}
+                Next::Woken => {
+                    if self.is_initialized() {
+                        gate.woken();
+                    }
+                }
                 Next::Interrupted => {
                     if !gate.pass() {
                         return;
@@ -83,9 +91,14 @@ impl Vcpu {
             Ok(()) => self.serve(),
             Err(e) if e.errno() == libc::EINTR => Next::Interrupted,
             // A vCPU that the guest has not started yet may be woken for nothing.
-            Err(e) if e.errno() == libc::EAGAIN => Next::Enter,
+            Err(e) if e.errno() == libc::EAGAIN => Next::Woken,
             Err(e) => Next::Crash(Unrecoverable::new(format!("KVM_RUN failed: {e}"))),
         }
+    }
+
+    /// Whether the guest has sent this vCPU an INIT.
+    fn is_initialized(&self) -> bool {
+        self.fd.get_mp_state().is_ok_and(|state| state.mp_state != KVM_MP_STATE_UNINITIALIZED)
     }
 
     fn serve(&mut self) -> Next {
