@@ -1,10 +1,27 @@
 //! Interrupt lines into the guest.
+//!
+//! Global system interrupts are dealt out by hand, see [`gsi`].
 
 use std::io;
 use std::sync::Arc;
 
 use devices::interrupt::Interrupt;
 use kvm_ioctls::VmFd;
+
+/// Who has which global system interrupt.
+///
+/// KVM's default routing leads GSI 0 to 15 to the inputs of the same number of both the I/O APIC
+/// and the 8259 pair, 16 to 23 to those of the I/O APIC alone. A kernel without ACPI tables finds
+/// no I/O APIC, so devices that it can drive have GSIs below 16. As on every PC, 0 is the 8254, 1
+/// the keyboard, 2 the second 8259, 3 COM2, 8 the real-time clock, 13 the coprocessor.
+pub mod gsi {
+    /// The first serial port, as everywhere.
+    pub const COM1: u32 = devices::legacy::serial::COM1_IRQ;
+    /// ACPI's generic event device, which only kernels with ACPI tables know.
+    pub const GENERIC_EVENT: u32 = 23;
+    /// Free for devices, those that every kernel can use first.
+    pub const DEVICES: [u32; 16] = [5, 6, 7, 9, 10, 11, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22];
+}
 
 /// An edge-triggered line of the in-kernel interrupt controllers, raised by an ioctl.
 ///

@@ -5,7 +5,8 @@ use std::ffi::CString;
 use crate::memory::layout::CMDLINE_ROOM_BYTES;
 
 /// What alcove asks of every kernel: the console on COM1, reset through the keyboard controller,
-/// and reset at once after a panic, so that alcove sees both.
+/// and reset at once after a panic, so that alcove sees both. The keyboard controller needs no ACPI,
+/// and a kernel that cannot use it falls back on ACPI's reset register.
 pub const DEFAULT: &str = "console=ttyS0 reboot=k panic=-1";
 
 /// Why a command line cannot be handed to the kernel.

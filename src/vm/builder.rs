@@ -4,15 +4,10 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use devices::bus::Bus;
-use devices::event::MachineEvents;
-use devices::legacy::debug_exit::{self, DebugExit};
-use devices::legacy::i8042::{self, I8042};
-use devices::legacy::pvpanic::{self, Pvpanic};
-use devices::legacy::serial::{self, Console, SerialPort};
 use kvm_bindings::{
     CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config,
     kvm_userspace_memory_region,
@@ -20,16 +15,15 @@ use kvm_bindings::{
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use super::control::Control;
-use super::{Machine, Mailbox, Outcome, VmError};
+use super::{Machine, Mailbox, Outcome, VmError, legacy};
 use crate::arch::x86_64::regs::LongModeTables;
 use crate::arch::x86_64::topology::Topology;
 use crate::arch::x86_64::{cpuid, msrs, regs};
 use crate::boot::cmdline::{self, CmdlineParts};
 use crate::boot::params::{self, BootEntry, BootSources};
-use crate::boot::{initrd, kernel, long_mode};
-use crate::config::{VmConfig, kernel as kernel_search};
+use crate::boot::{acpi, initrd, kernel, long_mode};
+use crate::config::{DEFAULT_SHUTDOWN_TIMEOUT, VmConfig, kernel as kernel_search};
 use crate::event_loop::EventLoop;
-use crate::irq::LegacyLine;
 use crate::memory::GuestRam;
 use crate::memory::layout;
 use crate::vcpu::recover::{self, Recovery};
@@ -39,27 +33,29 @@ use crate::vcpu::{self, VcpuHandle};
 /// Builds the machine that `config` describes.
 pub fn build(config: &VmConfig) -> Result<Machine, VmError> {
     config.validate()?;
+    let topology = config.cpus.topology()?;
     let kvm = open_kvm()?;
+    check_cpus(&kvm, config.cpus.count, &topology)?;
     let supported = kvm
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
         .map_err(|source| VmError::Kvm { call: "tell what CPUID it supports", source })?;
     let assisted = recover::is_needed(config.assist);
     let ram = map_memory(config, cpuid::physical_address_bits(&supported))?;
-    let entry = load_guest(config, &ram)?;
+    let entry = load_guest(config, &topology, &ram)?;
 
     let mailbox = Arc::new(Mailbox::new().map_err(host("create an eventfd"))?);
     let timeout = config.timeout.map(|span| span.0);
-    let control = Control::new(Arc::clone(&mailbox), timeout).map_err(host("route signals"))?;
+    let mut control = Control::new(Arc::clone(&mailbox), timeout).map_err(host("route signals"))?;
     vcpu::prepare_signal().map_err(host("install a signal handler"))?;
 
     let vm = Arc::new(create_vm(&kvm, &ram, assisted)?);
     let mut event_loop = EventLoop::new().map_err(VmError::EventLoop)?;
+    let legacy = legacy::attach(config, &vm, &mailbox, &mut event_loop)?;
+    let shutdown_timeout = config.shutdown_timeout.unwrap_or(DEFAULT_SHUTDOWN_TIMEOUT);
+    control.press_on_terminate(legacy.events, shutdown_timeout.0);
     event_loop.add(Arc::new(Mutex::new(control)));
-    let (ports, console, console_path) = attach_ports(config, &vm, &mailbox, &mut event_loop)?;
-    let (ports, mmio) = (Arc::new(ports), Arc::new(Bus::new()));
+    let (ports, mmio) = (Arc::new(legacy.ports), Arc::new(Bus::new()));
 
-    check_cpu_count(&kvm, config.cpus.count)?;
-    let topology = Topology::flat(config.cpus.count);
     let mut vcpus = Vec::new();
     for index in 0..config.cpus.count {
         let apic_id = topology.apic_id(index);
@@ -67,8 +63,11 @@ pub fn build(config: &VmConfig) -> Result<Machine, VmError> {
             .create_vcpu(apic_id.into())
             .map_err(|source| VmError::Kvm { call: "create a vCPU", source })?;
         let cpuid = cpuid::for_cpu(&supported, index, &topology, !assisted);
-        prepare_vcpu(&fd, &cpuid, (index == 0).then_some(&entry))
-            .map_err(|source| VmError::Kvm { call: "set up a vCPU", source })?;
+        let prepared = match index {
+            0 => prepare_boot_vcpu(&fd, &cpuid, &entry),
+            _ => prepare_vcpu(&fd, &cpuid),
+        };
+        prepared.map_err(|source| VmError::Kvm { call: "set up a vCPU", source })?;
         let recovery = assisted.then(|| Recovery::new(ram.clone(), &supported));
         let end = Arc::clone(&mailbox);
         let on_crash = Box::new(move |report| end.end(Outcome::Crashed(Box::new(report))));
@@ -76,6 +75,7 @@ pub fn build(config: &VmConfig) -> Result<Machine, VmError> {
         let vcpu = Vcpu::new(index, fd, ports, mmio, recovery, on_crash);
         vcpus.push(VcpuHandle::spawn(vcpu).map_err(host("start a vCPU thread"))?);
     }
+    let (console, console_path) = (legacy.console, legacy.console_path);
     Ok(Machine { vcpus, event_loop, console, console_path, mailbox, _ram: ram, _vm: vm })
 }
 
@@ -97,8 +97,12 @@ fn map_memory(config: &VmConfig, address_bits: u8) -> Result<GuestRam, VmError> 
         .map_err(|source| VmError::Memory { asked: size.to_string(), source })
 }
 
-/// Puts kernel, initrd, command line and boot tables into guest RAM.
-fn load_guest(config: &VmConfig, ram: &GuestRam) -> Result<BootEntry, VmError> {
+/// Puts kernel, initrd, command line, ACPI and boot tables into guest RAM.
+fn load_guest(
+    config: &VmConfig,
+    topology: &Topology,
+    ram: &GuestRam,
+) -> Result<BootEntry, VmError> {
     let path = match &config.kernel {
         Some(path) => path.clone(),
         None => kernel_search::find()?,
@@ -122,7 +126,9 @@ fn load_guest(config: &VmConfig, ram: &GuestRam) -> Result<BootEntry, VmError> {
     };
     let cmdline = cmdline::build(&parts, kernel.cmdline_limit_bytes())
         .map_err(|source| VmError::Cmdline { flag: config.cmdline_flag(), source })?;
-    let sources = BootSources { kernel: &kernel, cmdline: &cmdline, initrd, acpi_rsdp: None };
+    let platform = legacy::platform(config.cpus.count, topology, &[]);
+    let acpi_rsdp = Some(acpi::write(ram, &platform).map_err(VmError::Acpi)?);
+    let sources = BootSources { kernel: &kernel, cmdline: &cmdline, initrd, acpi_rsdp };
     params::write(ram, &sources).map_err(VmError::Params)
 }
 
@@ -159,54 +165,36 @@ fn create_vm(kvm: &Kvm, ram: &GuestRam, assisted: bool) -> Result<VmFd, VmError>
     Ok(vm)
 }
 
-/// The port bus with the legacy devices, and the console among them.
-fn attach_ports(
-    config: &VmConfig,
-    vm: &Arc<VmFd>,
-    mailbox: &Arc<Mailbox>,
-    event_loop: &mut EventLoop,
-) -> Result<(Bus, Console, Option<PathBuf>), VmError> {
-    let failed = |source| VmError::Serial { given: config.serial.to_string(), source };
-    let events = || Arc::clone(mailbox) as Arc<dyn MachineEvents>;
-    let backend = config.serial.open().map_err(failed)?;
-    let console_path = backend.pty_path().map(Path::to_owned);
-    let line = Arc::new(LegacyLine::new(Arc::clone(vm), serial::COM1_IRQ));
-    let com1 = SerialPort::create(backend, line, events()).map_err(failed)?;
-    event_loop.add(com1.pump);
-
-    let (data, command) = I8042::ports(events());
-    let mut ports = Bus::new();
-    ports.insert(serial::COM1_BASE, serial::COM1_LEN, com1.port)?;
-    ports.insert(i8042::I8042_DATA_PORT, i8042::I8042_PORT_LEN, data)?;
-    ports.insert(i8042::I8042_COMMAND_PORT, i8042::I8042_PORT_LEN, command)?;
-    let debug_exit = Arc::new(DebugExit::new(events()));
-    ports.insert(debug_exit::DEBUG_EXIT_BASE, debug_exit::DEBUG_EXIT_LEN, debug_exit)?;
-    let pvpanic = Arc::new(Pvpanic::new(events()));
-    ports.insert(pvpanic::PVPANIC_BASE, pvpanic::PVPANIC_LEN, pvpanic)?;
-    Ok((ports, com1.console, console_path))
-}
-
-fn check_cpu_count(kvm: &Kvm, asked: u32) -> Result<(), VmError> {
+fn check_cpus(kvm: &Kvm, asked: u32, topology: &Topology) -> Result<(), VmError> {
     let most = kvm.get_max_vcpus();
     if asked as usize > most {
         return Err(VmError::TooManyCpus { asked, most });
     }
+    let (highest, limit) = (topology.apic_id(asked - 1), kvm.get_max_vcpu_id());
+    if highest as usize >= limit {
+        return Err(VmError::ApicIds { asked, highest, limit });
+    }
     Ok(())
 }
 
-/// Sets a vCPU's registers; those of the boot CPU to enter the kernel at `entry`.
-fn prepare_vcpu(
+/// Sets up a vCPU that waits for the guest to start it (INIT, then SIPI), which also resets its
+/// registers and its local APIC.
+fn prepare_vcpu(fd: &VcpuFd, cpuid: &CpuId) -> Result<(), kvm_ioctls::Error> {
+    fd.set_cpuid2(cpuid)?;
+    fd.set_msrs(&msrs::boot()).map(drop)
+}
+
+/// Sets up the vCPU that enters the kernel at `entry`.
+fn prepare_boot_vcpu(
     fd: &VcpuFd,
     cpuid: &CpuId,
-    entry: Option<&BootEntry>,
+    entry: &BootEntry,
 ) -> Result<(), kvm_ioctls::Error> {
-    fd.set_cpuid2(cpuid)?;
-    fd.set_msrs(&msrs::boot())?;
+    prepare_vcpu(fd, cpuid)?;
     fd.set_fpu(&regs::fpu())?;
     let mut lapic = fd.get_lapic()?;
     regs::wire_lapic(&mut lapic);
     fd.set_lapic(&lapic)?;
-    let Some(entry) = entry else { return Ok(()) };
     let mut sregs = fd.get_sregs()?;
     let regs = match *entry {
         BootEntry::Pvh { rip, start_info } => regs::pvh(&mut sregs, rip, start_info),

@@ -52,6 +52,19 @@ pub enum VmError {
         /// What there is.
         most: usize,
     },
+    /// An arrangement of the vCPUs whose APIC ids KVM does not offer.
+    #[error(
+        "--cpus {asked} so arranged needs APIC ids up to {highest}, KVM has them below {limit} \
+         here; give powers of two for threads and cores"
+    )]
+    ApicIds {
+        /// How many vCPUs.
+        asked: u32,
+        /// The highest APIC id.
+        highest: u32,
+        /// KVM's limit, itself out of bounds.
+        limit: usize,
+    },
     /// Guest memory cannot be had.
     #[error("--memory {asked}")]
     Memory {
@@ -106,6 +119,9 @@ pub enum VmError {
     /// The tables for the kernel's entry cannot be written.
     #[error("the guest cannot be set up")]
     Params(#[source] crate::boot::params::ParamsError),
+    /// The ACPI tables cannot be written.
+    #[error("the machine cannot be described")]
+    Acpi(#[source] crate::boot::acpi::AcpiError),
     /// The serial port's other end cannot be opened.
     #[error("--serial {given}")]
     Serial {

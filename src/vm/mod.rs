@@ -3,6 +3,7 @@
 mod builder;
 mod control;
 mod error;
+mod legacy;
 mod mailbox;
 mod outcome;
 
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use devices::legacy::serial::Console;
 use kvm_ioctls::VmFd;
+use tracing::warn;
 
 pub use error::VmError;
 pub use mailbox::Mailbox;
@@ -79,6 +81,7 @@ impl Machine {
             self.event_loop.turn().map_err(VmError::EventLoop)?;
         }
         self.console.close();
+        self.tell_unused_vcpus();
         self.vcpus.clear();
         let mut outcome = self.mailbox.take().unwrap_or(Outcome::Quit);
         if !matches!(outcome, Outcome::TimedOut | Outcome::Signalled(_)) {
@@ -89,6 +92,20 @@ impl Machine {
             outcome = Outcome::Panicked;
         }
         Ok(Ended { outcome, console_tail })
+    }
+
+    /// A kernel that finds one CPU only runs all the same, slower than its user thinks.
+    fn tell_unused_vcpus(&self) {
+        let all = self.vcpus.len();
+        // The boot CPU is not woken.
+        let unused = self.vcpus.iter().skip(1).filter(|vcpu| !vcpu.was_woken()).count();
+        if unused > 0 {
+            warn!(
+                "the guest started {} of the {all} vCPUs of --cpus: its kernel finds them by ACPI \
+                 (CONFIG_ACPI, CONFIG_SMP, no acpi=off)",
+                all - unused
+            );
+        }
     }
 }
 
