@@ -112,6 +112,10 @@ pub fn impossible_cpus_and_memory_are_refused() {
     assert_refused(run(&["--memory", "99999999999T"]), &["--memory"]);
     assert_refused(run(&["--cpus", "0"]), &["--cpus 0", "at least 1"]);
     assert_refused(run(&["--cpus", "many"]), &["--cpus"]);
+    assert_refused(run(&["--cpus", "6,threads=4"]), &["--cpus", "6 is not a multiple of 4"]);
+    assert_refused(run(&["--cpus", "4,cores=1,threads=2,sockets=1"]), &["--cpus", "4 is not 2"]);
+    assert_refused(run(&["--cpus", "4,sockets=0"]), &["--cpus", "sockets=0"]);
+    assert_refused(run(&["--shutdown-timeout", "soon"]), &["--shutdown-timeout", "2s"]);
     assert_refused(run(&["--timeout", "soon"]), &["--timeout", "2s"]);
 }
 

@@ -11,6 +11,8 @@ mod cli;
 mod console;
 mod cpio;
 mod host;
+mod pause;
+mod power;
 mod terminal;
 
 use std::io::{self, Write};
@@ -78,6 +80,17 @@ const TESTS: &[Test] = tests![
     console::a_terminal_is_put_back_whatever_ends_alcove[Kvm],
     console::the_escape_key_helps_and_ends[Kvm],
     console::the_shell_takes_commands[Kvm, Guest],
+    pause::pausing_loses_no_access_and_repeats_none[Kvm],
+    power::a_guest_that_ignores_its_power_button_is_ended[Kvm],
+    power::a_second_sigterm_ends_at_once[Kvm],
+    power::linux_finds_its_cpus[Kvm, Guest],
+    power::linux_powers_off_by_its_button[Kvm, Guest],
+    power::linux_resets_by_acpi[Kvm, Guest],
+    power::linux_without_acpi_runs_on_one_cpu_and_is_told_of[Kvm, Guest],
+    power::sigterm_presses_the_power_button[Kvm],
+    power::soft_off_by_the_sleep_register_ends_the_guest[Kvm],
+    power::the_reset_register_ends_the_guest[Kvm],
+    power::vcpus_that_the_guest_never_starts_are_told[Kvm],
 ];
 
 fn main() -> ExitCode {
