@@ -6,6 +6,10 @@ use std::io;
 use std::sync::Arc;
 
 use devices::interrupt::Interrupt;
+use kvm_bindings::{
+    KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_irqchip, kvm_irqchip__bindgen_ty_1,
+    kvm_pic_state,
+};
 use kvm_ioctls::VmFd;
 
 /// Who has which global system interrupt.
@@ -21,6 +25,25 @@ pub mod gsi {
     pub const GENERIC_EVENT: u32 = 23;
     /// Free for devices, those that every kernel can use first.
     pub const DEVICES: [u32; 16] = [5, 6, 7, 9, 10, 11, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22];
+}
+
+/// Masks all inputs of the 8259 pair, as firmware leaves them.
+///
+/// An interrupt below GSI 16 reaches the 8259s as well as the I/O APIC. A kernel that takes it from
+/// the latter and never sets up the former would otherwise get it as vector 0 to 7, an exception,
+/// while LINT0 of its boot CPU passes the 8259's interrupts on.
+pub fn mask_8259s(vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
+    const ALL_MASKED: u8 = 0xff;
+    /// Inputs whose trigger mode the ELCR may set; 0, 1, 2, 8 and 13 are edge-triggered always
+    /// (82371AB §4.2.9 "ELCR1", "ELCR2").
+    const ELCR_MASKS: [(u32, u8); 2] =
+        [(KVM_IRQCHIP_PIC_MASTER, 0xf8), (KVM_IRQCHIP_PIC_SLAVE, 0xde)];
+    for (chip_id, elcr_mask) in ELCR_MASKS {
+        let pic = kvm_pic_state { imr: ALL_MASKED, elcr_mask, ..Default::default() };
+        let chip = kvm_irqchip__bindgen_ty_1 { pic };
+        vm.set_irqchip(&kvm_irqchip { chip_id, pad: 0, chip })?;
+    }
+    Ok(())
 }
 
 /// An edge-triggered line of the in-kernel interrupt controllers, raised by an ioctl.

@@ -24,6 +24,7 @@ use crate::boot::params::{self, BootEntry, BootSources};
 use crate::boot::{acpi, initrd, kernel, long_mode};
 use crate::config::{DEFAULT_SHUTDOWN_TIMEOUT, VmConfig, kernel as kernel_search};
 use crate::event_loop::EventLoop;
+use crate::irq;
 use crate::memory::GuestRam;
 use crate::memory::layout;
 use crate::vcpu::recover::{self, Recovery};
@@ -145,6 +146,7 @@ fn create_vm(kvm: &Kvm, ram: &GuestRam, assisted: bool) -> Result<VmFd, VmError>
     vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
         .map_err(failed("place its identity map"))?;
     vm.create_irq_chip().map_err(failed("create interrupt controllers"))?;
+    irq::mask_8259s(&vm).map_err(failed("mask interrupts"))?;
     let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
     vm.create_pit2(pit).map_err(failed("create a timer"))?;
     for region in ram.regions() {
