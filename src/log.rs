@@ -12,10 +12,10 @@ pub enum Level {
     Off,
     /// What made something fail.
     Error,
-    /// What a user should know of, such as a guest that accesses devices it does not have.
+    /// What a user should know of.
     #[default]
     Warn,
-    /// What was chosen.
+    /// What was chosen, and accesses of the guest to devices that it does not have.
     Info,
     /// What helps to find a fault in alcove.
     Debug,
@@ -58,8 +58,9 @@ impl RateLimit {
         if self.window.is_none_or(|start| now.duration_since(start) >= Self::WINDOW) {
             self.window = Some(now);
             self.lines = 0;
-            if std::mem::take(&mut self.suppressed) > 0 {
-                tracing::warn!("more such lines were left out");
+            let suppressed = std::mem::take(&mut self.suppressed);
+            if suppressed > 0 {
+                tracing::info!("{suppressed} more such lines were left out");
             }
         }
         if self.lines < Self::LINES_PER_WINDOW {

@@ -56,8 +56,11 @@ pub enum Exit<'a> {
         /// Which reason.
         suberror: u32,
     },
-    /// A breakpoint or single step set through KVM_SET_GUEST_DEBUG.
-    Debug,
+    /// #DB while KVM_SET_GUEST_DEBUG is in force.
+    Debug {
+        /// Its causes, as in DR6.
+        dr6: u64,
+    },
     /// The guest wrote an MSR that the filter holds back.
     MsrWrite {
         /// The MSR.
@@ -109,7 +112,11 @@ pub fn decode(vcpu: &mut VcpuFd) -> Exit<'_> {
         KVM_EXIT_IO => port_access(run),
         KVM_EXIT_MMIO => mmio_access(run),
         KVM_EXIT_INTERNAL_ERROR => internal_error(run),
-        KVM_EXIT_DEBUG => Exit::Debug,
+        KVM_EXIT_DEBUG => {
+            // SAFETY: exit_reason says that `debug` is the field in use.
+            let debug = unsafe { run.__bindgen_anon_1.debug };
+            Exit::Debug { dr6: debug.arch.dr6 }
+        }
         KVM_EXIT_X86_WRMSR => {
             // SAFETY: exit_reason says that `msr` is the field in use.
             let msr = unsafe { run.__bindgen_anon_1.msr };

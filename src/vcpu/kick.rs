@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 
 use kvm_bindings::kvm_run;
 use kvm_ioctls::VcpuFd;
-use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
 
 /// The real-time signal, counted from SIGRTMIN, that interrupts KVM_RUN.
 const KICK_SIGNAL: i32 = 0;
@@ -20,7 +20,9 @@ const KICK_SIGNAL: i32 = 0;
 pub fn prepare_signal() -> io::Result<()> {
     extern "C" fn ignore(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
     register_signal_handler(SIGRTMIN() + KICK_SIGNAL, ignore)
-        .map_err(|e| io::Error::from_raw_os_error(e.errno()))
+        .map_err(|e| io::Error::from_raw_os_error(e.errno()))?;
+    // Whoever started alcove may have left it blocked.
+    unblock_signal(SIGRTMIN() + KICK_SIGNAL).map_err(|e| io::Error::other(format!("{e:?}")))
 }
 
 /// A second view of a vCPU's `immediate_exit` flag, for other threads than the vCPU's own.

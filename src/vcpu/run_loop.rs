@@ -129,7 +129,7 @@ impl Vcpu {
             }
             Exit::Interrupted => return Next::Interrupted,
             Exit::EmulationFailure { bytes } => return self.complete(bytes),
-            Exit::Debug => return self.recover(Recovery::breakpoint),
+            Exit::Debug { dr6 } => return self.recover(|r, fd| r.breakpoint(fd, dr6)),
             Exit::MsrWrite { index, data } => {
                 return self.recover(|r, fd| r.msr_write(fd, index, data));
             }

@@ -40,7 +40,10 @@ impl Control {
     pub fn new(mailbox: Arc<Mailbox>, timeout: Option<Duration>) -> io::Result<Self> {
         let mut mask = SigSet::empty();
         for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-            mask.add(signal);
+            // As nohup and background jobs of a script leave them.
+            if !is_ignored(signal)? {
+                mask.add(signal);
+            }
         }
         mask.thread_block()?;
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
@@ -106,6 +109,14 @@ impl Button {
             );
         }
     }
+}
+
+/// Whether whoever started alcove has it ignore `signal`.
+fn is_ignored(signal: Signal) -> io::Result<bool> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = ignored.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);
+    Ok(mask >> (signal as u32 - 1) & 1 != 0)
 }
 
 /// A timer that fires once after `limit`.

@@ -27,6 +27,9 @@ use crate::vcpu::VcpuHandle;
 /// How long a guest's last words may take to reach whoever reads the console.
 const FLUSH_LIMIT: Duration = Duration::from_secs(5);
 
+/// The same for a guest that was ended.
+const FLUSH_LIMIT_IN_A_HURRY: Duration = Duration::from_millis(200);
+
 /// What the kernel prints first when it panics.
 const PANIC_MESSAGE: &[u8] = b"Kernel panic - not syncing";
 
@@ -42,12 +45,19 @@ pub struct Machine {
     _vm: Arc<VmFd>,
 }
 
+impl Drop for Machine {
+    /// A vCPU that waits for a slow console would otherwise be joined for ever.
+    fn drop(&mut self) {
+        self.console.close();
+    }
+}
+
 /// What is left of a machine whose run has ended.
 #[derive(Debug)]
 pub struct Ended {
     /// Why it ended.
     pub outcome: Outcome,
-    /// The last 4 KiB at most that the guest wrote to its console.
+    /// The last 16 KiB at most that the guest wrote to its console.
     pub console_tail: Vec<u8>,
 }
 
@@ -84,9 +94,11 @@ impl Machine {
         self.tell_unused_vcpus();
         self.vcpus.clear();
         let mut outcome = self.mailbox.take().unwrap_or(Outcome::Quit);
-        if !matches!(outcome, Outcome::TimedOut | Outcome::Signalled(_)) {
-            self.console.flush_at_end(FLUSH_LIMIT);
-        }
+        let limit = match outcome {
+            Outcome::TimedOut | Outcome::Signalled(_) => FLUSH_LIMIT_IN_A_HURRY,
+            _ => FLUSH_LIMIT,
+        };
+        self.console.flush_at_end(limit);
         let console_tail = self.console.tail();
         if matches!(outcome, Outcome::Reset) && has_panicked(&console_tail) {
             outcome = Outcome::Panicked;

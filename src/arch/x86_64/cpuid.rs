@@ -13,6 +13,7 @@ mod leaf {
     pub const KVM_SIGNATURE: u32 = 0x4000_0000;
     pub const KVM_FEATURES: u32 = 0x4000_0001;
     pub const AMD_FEATURES: u32 = 0x8000_0001;
+    pub const BRAND_STRING: std::ops::RangeInclusive<u32> = 0x8000_0002..=0x8000_0004;
     pub const AMD_SIZES: u32 = 0x8000_0008;
     pub const AMD_CACHES: u32 = 0x8000_001d;
     pub const AMD_TOPOLOGY: u32 = 0x8000_001e;
@@ -57,7 +58,18 @@ pub fn for_cpu(supported: &CpuId, cpu: u32, topology: &Topology, hypercalls: boo
         }
     }
     extended_topology(&mut cpuid, apic_id, topology);
+    brand_string(&mut cpuid);
     cpuid
+}
+
+/// Leaves 8000_0002h to 8000_0004h, which KVM leaves empty: the host processor's name.
+fn brand_string(cpuid: &mut CpuId) {
+    for function in leaf::BRAND_STRING {
+        let host = std::arch::x86_64::__cpuid(function);
+        if let Some(entry) = cpuid.as_mut_slice().iter_mut().find(|e| e.function == function) {
+            (entry.eax, entry.ebx, entry.ecx, entry.edx) = (host.eax, host.ebx, host.ecx, host.edx);
+        }
+    }
 }
 
 /// Width of the guest's physical addresses: leaf 8000_0008h EAX bits 7:0, or 36 without that leaf.
@@ -236,6 +248,18 @@ mod tests {
             .map(|e| (e.eax, e.ebx, e.ecx >> 8))
             .collect();
         assert_eq!(rows, [(1, 2, 1), (3, 8, 2), (0, 0, 0)]);
+    }
+
+    #[test]
+    fn the_brand_string_is_that_of_the_host() {
+        let table = supported(&[0x8000_0002, 0x8000_0003, 0x8000_0004]);
+
+        let cpuid = for_cpu(&table, 0, &Topology::flat(1), true);
+
+        for function in 0x8000_0002..=0x8000_0004 {
+            let (host, shown) = (std::arch::x86_64::__cpuid(function), find(&cpuid, function, 0));
+            assert_eq!((shown.eax, shown.edx), (host.eax, host.edx));
+        }
     }
 
     #[test]

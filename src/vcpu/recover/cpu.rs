@@ -3,7 +3,9 @@
 
 use std::io;
 
-use kvm_bindings::{CpuId, kvm_regs, kvm_segment, kvm_sregs, kvm_xsave};
+use kvm_bindings::{
+    CpuId, KVM_VCPUEVENT_VALID_SHADOW, kvm_regs, kvm_segment, kvm_sregs, kvm_xsave,
+};
 use kvm_ioctls::VcpuFd;
 
 use super::Instruction;
@@ -17,6 +19,8 @@ use crate::vcpu::exit::MAX_INSTRUCTION_BYTES;
 
 /// CR4.PGE: changing it drops every cached translation (Intel SDM vol. 3, 4.10.4.1).
 const CR4_PGE: u64 = 1 << 7;
+/// The vector of #DB, whose payload goes to DR6.
+const DEBUG: u8 = 1;
 /// The vector of #PF, whose payload goes to CR2.
 const PAGE_FAULT: u8 = 14;
 
@@ -75,6 +79,7 @@ impl<'a> StateCache<'a> {
     /// Setting the general registers also drops an exception that KVM holds pending for the
     /// instruction it refused.
     pub fn store(&mut self) -> Result<(), kvm_ioctls::Error> {
+        self.end_interrupt_shadow()?;
         if self.xsave_changed
             && let Some(xsave) = &self.xsave
         {
@@ -93,14 +98,33 @@ impl<'a> StateCache<'a> {
         Ok(())
     }
 
+    /// A completed instruction ends the shadow of an STI or MOV SS before it.
+    fn end_interrupt_shadow(&self) -> Result<(), kvm_ioctls::Error> {
+        let mut events = self.vcpu.get_vcpu_events()?;
+        if events.interrupt.shadow != 0 {
+            events.interrupt.shadow = 0;
+            events.flags |= KVM_VCPUEVENT_VALID_SHADOW;
+            self.vcpu.set_vcpu_events(&events)?;
+        }
+        Ok(())
+    }
+
     /// The same, and the guest takes `exception` next.
     pub fn inject(&mut self, exception: Exception) -> Result<(), kvm_ioctls::Error> {
-        if let (PAGE_FAULT, Some(address)) = (exception.vector, exception.payload) {
-            let mut sregs = self.vcpu.get_sregs()?;
-            sregs.cr2 = address;
-            self.vcpu.set_sregs(&sregs)?;
-        }
         self.store()?;
+        match (exception.vector, exception.payload) {
+            (PAGE_FAULT, Some(address)) => {
+                let mut sregs = self.vcpu.get_sregs()?;
+                sregs.cr2 = address;
+                self.vcpu.set_sregs(&sregs)?;
+            }
+            (DEBUG, Some(causes)) => {
+                let mut debug = self.vcpu.get_debug_regs()?;
+                debug.dr6 |= causes;
+                self.vcpu.set_debug_regs(&debug)?;
+            }
+            _ => {}
+        }
         let mut events = self.vcpu.get_vcpu_events()?;
         events.exception.injected = 1;
         events.exception.nr = exception.vector;

@@ -42,6 +42,9 @@ const KVM_ENOSYS: i64 = 1000;
 const BY_USER: Access = Access { kind: AccessKind::Read, user: true, alignment_check: false };
 const BY_KERNEL: Access = Access { kind: AccessKind::Read, user: false, alignment_check: false };
 
+/// Offset of RFLAGS in an exception's frame without an error code.
+const FRAME_FLAGS: u64 = 16;
+
 /// Bytes of a 64-bit gate (Intel SDM vol. 3, 6.14.1).
 const GATE_BYTES: u64 = 16;
 
@@ -55,6 +58,17 @@ pub struct Gates {
     /// Handlers of #PF and #UD with a breakpoint each; 0: none.
     handlers: [u64; 2],
     stepping: bool,
+}
+
+/// Where a debug exit left the vCPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    /// It can go on.
+    Recovered,
+    /// Before the first instruction of the handler of a true exception.
+    BeforeHandler,
+    /// At no breakpoint of alcove's: the guest's own single step or breakpoint.
+    Elsewhere,
 }
 
 /// What an exception pushed (Intel SDM vol. 3, 6.14.2), less the error code.
@@ -134,32 +148,40 @@ impl Gates {
         set_debug(vcpu, &debug)
     }
 
-    /// Handles a debug exit. False: the exception is a true one, and the vCPU stands before the
-    /// first instruction of its handler.
+    /// Handles a debug exit.
     pub fn breakpoint(
         &mut self,
         vcpu: &VcpuFd,
         ram: &GuestRam,
         traits: &Traits,
-    ) -> Result<bool, Unrecoverable> {
+    ) -> Result<Stopped, Unrecoverable> {
         if self.stepping {
             self.stepping = false;
             self.arm(vcpu)?;
-            return Ok(true);
+            return Ok(Stopped::Recovered);
         }
         let mut regs = vcpu.get_regs().map_err(|e| Unrecoverable::kvm("tell registers", e))?;
         let mut sregs = get_sregs(vcpu)?;
         let view = GuestView::new(ram, &sregs, traits.physical_bits);
-        let entered = if regs.rip == self.handlers[0] {
+        // Whoever gets there without an exception, as ring 3 may by a jump, brings no frame that
+        // may be trusted.
+        if sregs.ss.dpl & RPL as u8 != 0 {
+            return Ok(Stopped::Elsewhere);
+        }
+        let [page_fault, invalid_opcode] = self.handlers;
+        let entered = if regs.rip == page_fault {
             self.system_call(&view, &mut regs, &mut sregs)
-        } else {
+        } else if regs.rip == invalid_opcode {
             software_interrupt(&view, &mut regs, &sregs)
+        } else {
+            return Ok(Stopped::Elsewhere);
         };
         if entered.is_some() {
             vcpu.set_sregs(&sregs).map_err(|e| Unrecoverable::kvm("set segments", e))?;
             vcpu.set_regs(&regs).map_err(|e| Unrecoverable::kvm("set registers", e))?;
+            return Ok(Stopped::Recovered);
         }
-        Ok(entered.is_some())
+        Ok(Stopped::BeforeHandler)
     }
 
     /// SYSCALL faults at its target, still in ring 3. The registers then go where SYSCALL would
@@ -216,7 +238,10 @@ fn software_interrupt(view: &GuestView<'_>, regs: &mut kvm_regs, sregs: &kvm_sre
         return None;
     }
     let behind = frame.rip.wrapping_add(INT_80.len() as u64).to_le_bytes();
+    let flags = (frame.rflags & !RFLAGS_RF).to_le_bytes();
     view.write(regs.rsp, &behind, Access::implicit(AccessKind::Write)).ok()?;
+    let flags_at = regs.rsp.wrapping_add(FRAME_FLAGS);
+    view.write(flags_at, &flags, Access::implicit(AccessKind::Write)).ok()?;
     regs.rip = handler;
     Some(())
 }

@@ -90,6 +90,9 @@ impl<'a> GuestView<'a> {
         access: Access,
     ) -> Result<u128, Stop> {
         const BYTES: usize = 16;
+        if !linear.is_multiple_of(BYTES as u64) {
+            return Err(Exception::general_protection().into());
+        }
         let physical = self.translate(linear, access)?;
         if !std::arch::is_x86_feature_detected!("cmpxchg16b") {
             return Err(Stop::Unsupported("this processor has no CMPXCHG16B"));
@@ -98,7 +101,7 @@ impl<'a> GuestView<'a> {
         let target = slice.ptr_guard_mut().as_ptr().cast::<u128>();
         // SAFETY: the slice is 16 bytes of mapped guest RAM, aligned since `linear` is and pages
         // are, and the processor has the instruction.
-        let found = unsafe { compare_exchange_16(target, expected, new) };
+        let found = unsafe { locked_cmpxchg16b(target, expected, new) };
         Ok(found)
     }
 
@@ -121,17 +124,18 @@ impl<'a> GuestView<'a> {
 /// # Safety
 ///
 /// `target` is 16 bytes of mapped memory, aligned to 16, and the processor has CMPXCHG16B.
-unsafe fn compare_exchange_16(target: *mut u128, expected: u128, new: u128) -> u128 {
+unsafe fn locked_cmpxchg16b(target: *mut u128, expected: u128, new: u128) -> u128 {
     let (mut low, mut high) = (expected as u64, (expected >> 64) as u64);
-    // SAFETY: the instruction accesses only `target`, which the caller vouches for; RBX, which
-    // the compiler reserves, is put back.
+    // SAFETY: the instruction accesses only `target`, which the caller vouches for and which is
+    // pinned to RDI: a register chosen by the compiler could be RBX, which holds `new` meanwhile
+    // and is put back.
     unsafe {
         std::arch::asm!(
-            "xchg rbx, {new_low}",
-            "lock cmpxchg16b [{target}]",
-            "mov rbx, {new_low}",
-            target = in(reg) target,
-            new_low = inout(reg) new as u64 => _,
+            "xchg rbx, rsi",
+            "lock cmpxchg16b [rdi]",
+            "mov rbx, rsi",
+            in("rdi") target,
+            inout("rsi") new as u64 => _,
             in("rcx") (new >> 64) as u64,
             inout("rax") low,
             inout("rdx") high,
@@ -174,5 +178,27 @@ impl PhysicalMemory for Tables<'_> {
         let slice = self.0.memory().get_slice(GuestAddress(physical), size_of::<u64>()).ok()?;
         let entry = slice.get_atomic_ref::<AtomicU64>(0).ok()?;
         Some(entry.compare_exchange(expected, new, Ordering::SeqCst, Ordering::Relaxed).is_ok())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sixteen_bytes_are_exchanged_when_equal_and_told_when_not() {
+        #[repr(align(16))]
+        struct Aligned([u128; 3]);
+        let mut memory = Aligned([1, 2, 3]);
+        let values: Vec<u128> = (0..8).map(|i| u128::MAX / 7 * i).collect();
+
+        for (expected, new) in [(2, values[3]), (9, values[5]), (values[3], values[6])] {
+            let before = memory.0[1];
+            // SAFETY: an aligned element of the array; x86-64 test machines have the instruction.
+            let found = unsafe { locked_cmpxchg16b(&raw mut memory.0[1], expected, new) };
+
+            assert_eq!(found, before);
+            assert_eq!(memory.0, [1, if before == expected { new } else { before }, 3]);
+        }
     }
 }

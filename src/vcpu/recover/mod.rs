@@ -15,10 +15,10 @@ use kvm_bindings::{
 use kvm_ioctls::{MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuFd, VmFd};
 
 use self::cpu::{StateCache, Traits};
-use self::gates::Gates;
+use self::gates::{Gates, Stopped};
 use super::exit::{self, Instruction};
 use crate::arch::x86_64::msrs;
-use crate::assist::{self, Outcome};
+use crate::assist::{self, Exception, Outcome};
 use crate::config::AssistMode;
 use crate::host;
 use crate::memory::GuestRam;
@@ -124,10 +124,13 @@ impl Recovery {
         self.gates.follow(vcpu, &self.ram, &self.traits)
     }
 
-    /// Serves a breakpoint at one of the guest's exception handlers.
-    pub fn breakpoint(&mut self, vcpu: &mut VcpuFd) -> Result<(), Unrecoverable> {
-        if self.gates.breakpoint(vcpu, &self.ram, &self.traits)? {
-            return Ok(());
+    /// Serves a breakpoint at one of the guest's exception handlers; any other #DB, whose causes are
+    /// in `dr6`, is the guest's own.
+    pub fn breakpoint(&mut self, vcpu: &mut VcpuFd, dr6: u64) -> Result<(), Unrecoverable> {
+        match self.gates.breakpoint(vcpu, &self.ram, &self.traits)? {
+            Stopped::Recovered => return Ok(()),
+            Stopped::BeforeHandler => {}
+            Stopped::Elsewhere => return self.give_debug_exception(vcpu, dr6),
         }
         // A true exception: the handler's first instruction, which is past the breakpoint, is
         // usually one that the assist completes; single-step any other.
@@ -136,6 +139,13 @@ impl Recovery {
             Outcome::Completed => state.store().map_err(|e| Unrecoverable::kvm("set registers", e)),
             _ => self.gates.step(vcpu),
         }
+    }
+
+    /// Lets the guest's handler of #DB have an exception that KVM gave to alcove.
+    fn give_debug_exception(&self, vcpu: &VcpuFd, dr6: u64) -> Result<(), Unrecoverable> {
+        let mut state = StateCache::new(vcpu, &self.ram, &self.traits);
+        let exception = Exception { vector: 1, error_code: None, payload: Some(dr6) };
+        state.inject(exception).map_err(|e| Unrecoverable::kvm("inject an exception", e))
     }
 
     fn complete(&mut self, vcpu: &mut VcpuFd, bytes: Instruction) -> Result<(), Unrecoverable> {

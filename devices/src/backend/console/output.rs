@@ -17,7 +17,7 @@ use super::waker::Waker;
 /// Output that waits for the host before the guest has to wait.
 pub const BUFFER_BYTES: usize = 64 * 1024;
 /// The end of the output that is kept for [`Output::tail`].
-pub const TAIL_BYTES: usize = 4 * 1024;
+pub const TAIL_BYTES: usize = 16 * 1024;
 
 /// A line this long goes out before its end.
 const BATCH_BYTES: usize = 1024;
@@ -90,7 +90,7 @@ impl Output {
         )?;
         let state = State {
             buffer: VecDeque::new(),
-            tail: VecDeque::with_capacity(TAIL_BYTES),
+            tail: VecDeque::new(),
             sink,
             unattended,
             writing: false,

@@ -185,12 +185,16 @@ impl ConsolePump {
     }
 
     /// Lets a client in that is at the door.
-    fn on_arrival(&mut self) {
+    fn on_arrival(&mut self, ops: &mut EventOps<'_>) {
         match &self.door {
             Door::Closed => {}
             Door::Socket(listener) => {
                 if let Some(client) = listener.accept() {
                     let client = Arc::new(Stream::socket(client));
+                    // A client that has gone may have left input that the guest does not read.
+                    if let Some(mut gone) = self.source.take() {
+                        gone.watch(ops, None);
+                    }
                     self.source = Some(Link::new(client.clone()));
                     self.attach_sink(&client);
                 }
@@ -252,7 +256,7 @@ impl ConsolePump {
         let (events, wanted) = match &self.door {
             Door::Closed => return,
             Door::Socket(listener) => {
-                let free = self.source.is_none() && self.sink.is_none();
+                let free = self.sink.is_none();
                 (Events::new(listener, EventSet::IN), free)
             }
             Door::Pty(pty) => (Events::new(pty, EventSet::IN), true),
@@ -301,7 +305,7 @@ impl MutEventSubscriber for ConsolePump {
         } else if self.sink.as_ref().is_some_and(|sink| sink.is(fd)) {
             self.on_sink_event(events.event_set());
         } else if self.is_door(fd) {
-            self.on_arrival();
+            self.on_arrival(ops);
         }
         self.update_watches(ops);
     }

@@ -4,7 +4,7 @@ use std::thread;
 use proptest::prelude::*;
 
 use super::*;
-use crate::backend::console::{Direction, Stream};
+use crate::backend::console::{Direction, Stream, TAIL_BYTES};
 use crate::testing::{EventLoop, EventRecorder, FakeInterrupt};
 
 const DATA: u64 = 0;
@@ -179,7 +179,7 @@ fn a_host_that_goes_away_frees_the_guest() {
     fixture.printed = None;
 
     vcpu.join().unwrap();
-    assert_eq!(fixture.console.tail(), vec![b'x'; 4096]);
+    assert_eq!(fixture.console.tail(), vec![b'x'; TAIL_BYTES]);
 }
 
 #[test]
@@ -297,11 +297,11 @@ fn null_port() -> (Arc<SerialPort>, Console) {
 }
 
 #[test]
-fn the_tail_keeps_the_last_4096_bytes() {
+fn the_tail_keeps_the_last_16_kib() {
     let (port, console) = null_port();
-    let text = pattern(10_000);
+    let text = pattern(40_000);
     text.iter().for_each(|byte| write(&port, DATA, *byte));
-    assert_eq!(console.tail(), text[10_000 - 4096..]);
+    assert_eq!(console.tail(), text[text.len() - TAIL_BYTES..]);
 }
 
 #[test]
