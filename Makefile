@@ -23,7 +23,7 @@ run: run-packages ## boot the guest: to a shell in a terminal, else to its repor
 	target/release/alcove "$${arguments[@]}"
 
 .PHONY: test
-test: test-packages guest lint build ## check everything: style, documents, all tests
+test: test-packages guest lab lint build ## check everything: style, documents, all tests
 	cargo nextest run --workspace
 	cargo test --workspace --doc
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --quiet
@@ -40,12 +40,22 @@ static: ## compile a release build without shared libraries
 guest: run-packages ## build the guest's kernel and initramfs into target/guest
 	scripts/guest.sh
 
+.PHONY: lab
+lab: test-packages ## build what the lab runs: its image, a static alcove, the tests
+	scripts/cached.sh lab scripts/lab-image.sh resources/lab/{init,modules,hold.c} >/dev/null
+	scripts/lab-programs.sh
+
+.PHONY: lab-shell
+lab-shell: guest lab ## open a shell on emulated AMD-V hardware, with alcove and the guest
+	scripts/lab.sh threads alcove=target/lab/alcove guest=target/guest
+
 .PHONY: lint
 lint: test-packages ## check style: rustfmt, clippy, shellcheck
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	shellcheck $(SCRIPTS)
 	shellcheck --shell dash --exclude SC3043 resources/guest/init
+	shellcheck --shell dash --exclude SC3043 resources/lab/init
 
 .PHONY: clean
 clean: ## remove what was built here; the cache of the guest stays

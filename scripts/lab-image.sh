@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Makes the lab's kernel and initramfs: Debian's newest cloud kernel of the 6.12 series with the
-# modules that the lab needs, busybox and our init. Nothing is installed on this machine.
+# modules that the lab needs, busybox and our programs. Nothing is installed on this machine.
 #
-# usage: lab-image.sh OUTPUT_DIRECTORY INIT MODULES
+# usage: lab-image.sh OUTPUT_DIRECTORY INIT MODULES HOLD_C
 #        lab-image.sh --identity
 set -euo pipefail
 
@@ -30,11 +30,11 @@ fi
 
 if [ "${1-}" = --identity ]; then
     apt-cache show --no-all-versions "$package" | sed -n 's/^\(Package\|Version\): //p'
-    dpkg-query --show busybox-static cpio kmod
+    dpkg-query --show busybox-static cpio gcc kmod libc6-dev
     exit
 fi
 
-output=$(realpath "$1") init=$(realpath "$2") modules=$(realpath "$3")
+output=$(realpath "$1") init=$(realpath "$2") modules=$(realpath "$3") hold=$(realpath "$4")
 work=$output/work root=$output/root
 
 # A list of packages that is too old names files that the mirror no longer has.
@@ -71,6 +71,7 @@ copy_modules
 install -m 755 /bin/busybox "$root/bin/busybox"
 ln -s busybox "$root/bin/sh"
 install -m 755 "$init" "$root/init"
+gcc -O2 -Wall -Wextra -Werror -static -s -o "$root/sbin/hold" "$hold"
 find "$root" -exec touch --no-dereference --date @0 {} +
 cd "$root"
 find . -mindepth 1 -print0 | LC_ALL=C sort --zero-terminated |

@@ -20,8 +20,7 @@ run_packages=(
     cpio              # packs the initramfs
 )
 test_packages=(
-    acpica-tools # iasl, which checks the ACPI tables
-    shellcheck # checks these scripts
+    acpica-tools    # iasl, which checks the ACPI tables
     shellcheck      # checks these scripts
     qemu-system-x86 # the lab: a machine with hardware-virtualised KVM, emulated
     kmod            # depmod and modprobe: which modules the lab needs, in order

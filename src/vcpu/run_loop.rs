@@ -133,7 +133,7 @@ impl Vcpu {
             Exit::MsrWrite { index, data } => {
                 return self.recover(|r, fd| r.msr_write(fd, index, data));
             }
-            Exit::Shutdown => return crash("triple fault"),
+            Exit::Shutdown => return crash(self.triple_fault()),
             Exit::Halt => return crash("it halted with no interrupt controller to wake it"),
             Exit::FailEntry { reason } => {
                 return crash(format!("the processor refused to enter it, reason {reason:#x}"));
@@ -146,6 +146,15 @@ impl Vcpu {
         match &mut self.recovery {
             Some(recovery) => settle(recovery.after_access(&mut self.fd)),
             None => Next::Enter,
+        }
+    }
+
+    /// On AMD-V nothing is left of the state at a triple fault: KVM resets the vCPU.
+    fn triple_fault(&self) -> &'static str {
+        const RESET_RIP: u64 = 0xfff0;
+        match self.fd.get_regs() {
+            Ok(regs) if regs.rip == RESET_RIP => "triple fault; AMD-V resets the registers",
+            _ => "triple fault",
         }
     }
 

@@ -1,8 +1,7 @@
 //! Guests of a few instructions, which show what a machine does without Linux in the way.
 
+use std::io::Read;
 use std::process::Command;
-use std::thread;
-use std::time::Duration;
 
 use iced_x86::code_asm::*;
 use nix::sys::signal::{Signal, kill};
@@ -131,7 +130,8 @@ pub fn a_triple_fault_is_a_crash_with_registers() {
     let ended = run(&mut a).expect(127);
 
     assert!(ended.stderr.contains("the guest crashed: triple fault"), "{}", ended.stderr);
-    assert!(ended.stderr.contains("rbx 1122334455667788"), "{}", ended.stderr);
+    let kept = ended.stderr.contains("rbx 1122334455667788");
+    assert!(kept || ended.stderr.contains("AMD-V resets the registers"), "{}", ended.stderr);
 }
 
 /// The interpreter of guest kernels refuses FSIN, and the assist leaves it be.
@@ -168,14 +168,15 @@ pub fn signals_end_alcove_with_their_number() {
         a.out(dx, al).unwrap();
         spin(&mut a).unwrap();
         let kernel = kernel(&mut a);
-        let child = command(&kernel, &[]).spawn().unwrap();
+        let mut child = command(&kernel, &[]).spawn().unwrap();
         let id = Pid::from_raw(child.id() as i32);
-        thread::sleep(Duration::from_millis(500));
+        let mut said = [0];
+        child.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
 
         kill(id, signal).unwrap();
 
-        let ended = wait(child).expect(128 + signal as i32);
-        assert_eq!(ended.stdout, "!");
+        wait(child).expect(128 + signal as i32);
+        assert_eq!(said, *b"!");
     }
 }
 

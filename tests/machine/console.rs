@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::{NamedTempFile, TempDir};
 
-use crate::alcove::{PATIENCE, guest_command, script_command, wait};
+use crate::alcove::{guest_command, patience, script_command, wait};
 use crate::bare_metal::{command, kernel};
 use crate::terminal::Terminal;
 
@@ -127,7 +127,7 @@ pub fn a_socket_is_a_console() {
 }
 
 fn connect(path: &std::path::Path) -> UnixStream {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience();
     loop {
         match UnixStream::connect(path) {
             Ok(stream) => return stream,
@@ -236,6 +236,14 @@ pub fn a_paste_into_linux_arrives_whole() {
     let mut input = child.stdin.take().unwrap();
     let sent = pattern(BYTES);
     let expected = sha256(&sent);
+    // What comes before the program has set the line up would be echoed and edited.
+    let output = child.stdout.as_mut().unwrap();
+    let mut said = Vec::new();
+    while !said.ends_with(b"ready") {
+        let mut byte = [0];
+        output.read_exact(&mut byte).unwrap();
+        said.push(byte[0]);
+    }
     thread::spawn(move || input.write_all(&sent));
 
     let ended = wait(child).expect(0);

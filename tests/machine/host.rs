@@ -10,6 +10,10 @@ pub enum Need {
     Kvm,
     /// A KVM that interprets guest kernels.
     SoftwareKvm,
+    /// Port accesses that take microseconds; emulated hardware takes tens.
+    FastPorts,
+    /// A processor that gives the guest an XCR0 of its own.
+    GuestXcr0,
     /// The guest that `make guest` builds.
     Guest,
     /// To be root.
@@ -24,10 +28,20 @@ impl Need {
             Self::SoftwareKvm => {
                 (has_kvm() && !has_hardware_kvm(), "this KVM interprets no guest kernels")
             }
+            Self::FastPorts => (!crate::lab::is_inside(), "the lab's ports are slow"),
+            Self::GuestXcr0 => (!crate::lab::is_inside(), "the lab's AMD-V does not switch XCR0"),
             Self::Guest => (guest_file("vmlinux").exists(), "no guest; run make guest"),
             Self::Root => (is_root(), "only root may do it"),
         };
         (!there).then_some(reason)
+    }
+
+    /// Whether the lab has it.
+    pub fn is_in_lab(self) -> bool {
+        match self {
+            Self::Kvm | Self::Guest | Self::Root => true,
+            Self::SoftwareKvm | Self::FastPorts | Self::GuestXcr0 => false,
+        }
     }
 }
 

@@ -11,6 +11,7 @@ mod cli;
 mod console;
 mod cpio;
 mod host;
+mod lab;
 mod pause;
 mod power;
 mod terminal;
@@ -62,7 +63,7 @@ const TESTS: &[Test] = tests![
     bare_metal::unknown_addresses_read_as_ones[Kvm],
     boot::a_kernel_panic_gives_126[Kvm, Guest],
     boot::a_script_gives_its_status[Kvm, Guest],
-    boot::avx_programs_side_by_side_compute_right[Kvm, Guest],
+    boot::avx_programs_side_by_side_compute_right[Kvm, Guest, GuestXcr0],
     boot::bzimage_reports_and_ends[Kvm, Guest],
     boot::bzimage_runs_in_64_mib[Kvm, Guest],
     boot::bzimage_runs_in_8_gib[Kvm, Guest],
@@ -73,7 +74,7 @@ const TESTS: &[Test] = tests![
     cli::doctor_says_what_works[Kvm],
     cli::help_and_manual_name_every_flag,
     cli::printed_settings_read_back,
-    console::a_mebibyte_goes_both_ways_through_a_slow_guest[Kvm],
+    console::a_mebibyte_goes_both_ways_through_a_slow_guest[Kvm, FastPorts],
     console::a_paste_into_linux_arrives_whole[Kvm, Guest],
     console::a_pty_is_a_console[Kvm],
     console::a_socket_is_a_console[Kvm],
@@ -97,8 +98,12 @@ fn main() -> ExitCode {
     if std::env::var_os(console::PANIC_CHILD).is_some() {
         console::panic_in_raw_mode();
     }
+    if lab::is_inside() {
+        return lab::agent::main(TESTS);
+    }
     let arguments = Arguments::from_args();
-    let trials = TESTS.iter().map(|test| trial(test, !arguments.list)).collect();
+    let plain = TESTS.iter().map(|test| trial(test, !arguments.list));
+    let trials = plain.chain(lab::trials(TESTS, &arguments)).collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 

@@ -76,7 +76,7 @@ impl Terminal {
     /// Waits until the screen has shown `text`.
     #[track_caller]
     pub fn wait_for(&self, text: &str) {
-        let deadline = Instant::now() + crate::alcove::PATIENCE;
+        let deadline = Instant::now() + crate::alcove::patience();
         while !self.screen.lock().unwrap().contains(text) {
             assert!(Instant::now() < deadline, "no {text:?} in {}", self.screen.lock().unwrap());
             thread::sleep(Duration::from_millis(5));
@@ -97,7 +97,7 @@ impl Terminal {
     /// 128 and the signal, and whether the terminal is as it was before.
     pub fn end(mut self) -> (i32, bool) {
         use std::os::unix::process::ExitStatusExt;
-        let deadline = Instant::now() + crate::alcove::PATIENCE;
+        let deadline = Instant::now() + crate::alcove::patience();
         let status = loop {
             if let Some(status) = self.program.try_wait().unwrap() {
                 break status;
