@@ -71,7 +71,7 @@ fn virtualisation() -> Finding {
             "software: guest kernels are interpreted, their programs run at full speed; \
              --assist completes what KVM's emulator refuses"
                 .to_owned(),
-            "none needed; VT-x or AMD-V make guest kernels about 25 times faster",
+            "none needed; with VT-x or AMD-V guest kernels run on the processor",
         )
     }
 }
@@ -88,7 +88,7 @@ fn vcpus() -> Finding {
 }
 
 fn tun() -> Finding {
-    const REMEDY: &str = "modprobe tun; only --net tap needs it";
+    const REMEDY: &str = "modprobe tun";
     match OpenOptions::new().read(true).write(true).open("/dev/net/tun") {
         Ok(_) => Finding::Good("/dev/net/tun opens: tap networks are possible".to_owned()),
         Err(e) => Finding::Lacking(format!("/dev/net/tun does not open: {e}"), REMEDY),
@@ -110,7 +110,7 @@ fn io_uring() -> Finding {
         Ok(()) => Finding::Good("available".to_owned()),
         Err(e) => Finding::Lacking(
             format!("not available: {e}"),
-            "sysctl kernel.io_uring_disabled=0; without it disks use plain system calls",
+            "sysctl kernel.io_uring_disabled=0",
         ),
     }
 }
