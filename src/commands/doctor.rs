@@ -108,10 +108,9 @@ fn landlock() -> Finding {
 fn io_uring() -> Finding {
     match host::io_uring_works() {
         Ok(()) => Finding::Good("available".to_owned()),
-        Err(e) => Finding::Lacking(
-            format!("not available: {e}"),
-            "sysctl kernel.io_uring_disabled=0",
-        ),
+        Err(e) => {
+            Finding::Lacking(format!("not available: {e}"), "sysctl kernel.io_uring_disabled=0")
+        }
     }
 }
 
