@@ -79,7 +79,10 @@ fi
 
 qemu=(
     qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none
-    -M 'q35,vmport=off,smbus=off,sata=off,usb=off' "${machine[@]}" -m 3G
+    -M 'q35,vmport=off,smbus=off,sata=off,usb=off' "${machine[@]}"
+    # q35 keeps up to 2.75 GiB below 4 GiB. More would give guests that are not in long mode pages of
+    # the lab past 4 GiB, which QEMU 7.2 is suspected to address with 32 bits.
+    -m 2560M
     -kernel "$image/vmlinuz" -initrd "$work/initramfs.cpio"
     # oops and panic end QEMU at once; the guests in the lab are what is to be looked at, not the
     # lab's own defences.
