@@ -75,7 +75,6 @@ const TESTS: &[Test] = tests![
     cli::help_and_manual_name_every_flag,
     cli::printed_settings_read_back,
     console::a_mebibyte_goes_both_ways_through_a_slow_guest[Kvm, FastPorts],
-    console::a_paste_into_linux_arrives_whole[Kvm, Guest],
     console::a_pty_is_a_console[Kvm],
     console::a_socket_is_a_console[Kvm],
     console::a_terminal_is_put_back_whatever_ends_alcove[Kvm],
