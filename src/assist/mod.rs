@@ -14,11 +14,7 @@
 //! - Whether the guest's CPUID offers an instruction is not checked; what the emulator refuses is
 //!   completed.
 //! - #AC is not raised.
-//! - VMCALL and VMMCALL never get here: KVM executes them itself, and the software KVM then hangs.
-//!   The owner keeps the guest from them by not offering, in CPUID leaf 4000_0001H, the features
-//!   that make a guest use hypercalls (PV_UNHALT, PV_SEND_IPI, PV_SCHED_YIELD,
-//!   MIGRATION_CONTROL); Linux's `ptp_kvm` makes one wherever it finds the KVM signature and
-//!   kvmclock, so that kernel needs to be without it or without CLOCKSOURCE and CLOCKSOURCE2.
+//! - VMCALL and VMMCALL never get here: KVM answers them with #UD, which the owner recovers.
 
 #![cfg_attr(not(test), forbid(unsafe_code))]
 

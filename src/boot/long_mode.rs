@@ -9,13 +9,6 @@ use crate::memory::layout::{
     PAGE_BYTES,
 };
 
-/// __BOOT_CS: flat, 64-bit, execute/read.
-pub const BOOT_CS: u16 = 0x10;
-/// __BOOT_DS: flat, read/write; for DS, ES and SS.
-pub const BOOT_DS: u16 = 0x18;
-/// A TSS of 104 bytes at 0, which VM entry wants; Linux loads its own.
-pub const BOOT_TR: u16 = 0x20;
-
 /// Descriptor types and attributes (Intel SDM vol. 3 §3.4.5).
 const TYPE_CODE_EXECUTE_READ_ACCESSED: u64 = 0xb << 40;
 const TYPE_DATA_READ_WRITE_ACCESSED: u64 = 0x3 << 40;
@@ -30,7 +23,8 @@ const LIMIT_ALL: u64 = 0xf << 48 | 0xffff;
 /// The limit of a 104-byte TSS.
 const LIMIT_TSS: u64 = 0x67;
 
-/// The boot GDT: null, null, [`BOOT_CS`], [`BOOT_DS`], and [`BOOT_TR`], which takes two entries.
+/// The boot GDT: null, null, then those of
+/// [`selector`](crate::arch::x86_64::regs::selector): code, data, and a TSS, which takes two entries.
 pub const BOOT_GDT_ENTRIES: [u64; 6] = [
     0,
     0,

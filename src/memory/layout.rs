@@ -22,8 +22,6 @@ pub const GIB: u64 = 1 << 30;
 
 /// The GDT for the 64-bit entry; after the BIOS data area (0x400 to 0x4ff).
 pub const BOOT_GDT: u64 = 0x500;
-/// An IDT without entries for the first instructions of the guest.
-pub const BOOT_IDT: u64 = 0x580;
 /// `hvm_start_info` of the PVH entry, with the tables that it points to in the same page.
 pub const PVH_START_INFO: u64 = 0x6000;
 /// The PVH module list: one `hvm_modlist_entry`, the initrd.
@@ -32,8 +30,6 @@ pub const PVH_MODULE_LIST: u64 = PVH_START_INFO + 0x40;
 pub const PVH_MEMORY_MAP: u64 = PVH_START_INFO + 0x80;
 /// `boot_params` ("zero page") of the 64-bit boot protocol.
 pub const ZERO_PAGE: u64 = 0x7000;
-/// Where the stack pointer starts for the 64-bit entry: the top of the page after the zero page.
-pub const BOOT_STACK_TOP: u64 = 0x8ff0;
 /// Root of the identity page tables for the 64-bit entry (CR3).
 pub const BOOT_PML4: u64 = 0x9000;
 /// The page directory pointer table for the first 512 GiB.
@@ -75,9 +71,9 @@ pub const HIGH_RAM_START: u64 = 4 * GIB;
 
 // What alcove writes lies apart and inside conventional memory.
 const _: () = {
-    assert!(BOOT_GDT < BOOT_IDT && BOOT_IDT < PVH_START_INFO);
+    assert!(BOOT_GDT < PVH_START_INFO);
     assert!(PVH_START_INFO + PAGE_BYTES <= ZERO_PAGE);
-    assert!(ZERO_PAGE + PAGE_BYTES < BOOT_STACK_TOP && BOOT_STACK_TOP < BOOT_PML4);
+    assert!(ZERO_PAGE + PAGE_BYTES < BOOT_PML4);
     assert!(BOOT_PML4 + PAGE_BYTES <= BOOT_PDPT && BOOT_PDPT + PAGE_BYTES <= BOOT_PAGE_DIRECTORY);
     assert!(BOOT_PAGE_DIRECTORY + BOOT_PAGE_DIRECTORIES * PAGE_BYTES <= CMDLINE);
     assert!(CMDLINE + CMDLINE_ROOM_BYTES <= EBDA_START);

@@ -2,6 +2,7 @@ use linux_loader::loader::bootparam::XLF_KERNEL_64;
 use vm_memory::Bytes;
 
 use super::*;
+use crate::arch::x86_64::regs::selector;
 use crate::boot::testing::{BzImage, Elf, ram, read, read_bytes};
 use crate::boot::{kernel, long_mode};
 use crate::memory::layout::{BOOT_GDT, BOOT_PDPT, BOOT_PML4, GIB, MIB, PAGE_BYTES};
@@ -149,9 +150,9 @@ fn boot_gdt_has_the_segments_that_linux_asks_for() {
     long_mode::write_tables(&ram, MIB).unwrap();
     let descriptor = |selector: u16| read::<u64>(&ram, BOOT_GDT + u64::from(selector));
     assert_eq!(descriptor(0), 0);
-    assert_eq!(descriptor(long_mode::BOOT_CS), 0x00af_9b00_0000_ffff);
-    assert_eq!(descriptor(long_mode::BOOT_DS), 0x00cf_9300_0000_ffff);
-    assert_eq!(descriptor(long_mode::BOOT_TR), 0x0000_8b00_0000_0067);
+    assert_eq!(descriptor(selector::BOOT_CS), 0x00af_9b00_0000_ffff);
+    assert_eq!(descriptor(selector::BOOT_DS), 0x00cf_9300_0000_ffff);
+    assert_eq!(descriptor(selector::BOOT_TSS), 0x0000_8b00_0000_0067);
     assert_eq!(long_mode::BOOT_GDT_LIMIT, 47);
 }
 
