@@ -12,3 +12,4 @@ pub mod interrupt;
 pub mod legacy;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod timer;

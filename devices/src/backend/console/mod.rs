@@ -27,6 +27,7 @@ pub use stream::{Direction, Stream};
 pub use waker::Waker;
 
 use super::terminal::{RawMode, in_foreground};
+use crate::timer::Timer;
 use pty::Pty;
 use socket::Listener;
 
@@ -37,6 +38,10 @@ pub trait Receiver: Send + Sync {
     fn room(&self) -> usize;
     /// Takes `bytes`, no more than [`Receiver::room`] has just said.
     fn deliver(&self, bytes: &[u8]);
+    /// The timer by which the device paces its input; the event loop watches it.
+    fn pace(&self) -> &Timer;
+    /// The timer has fired.
+    fn on_pace(&self);
 }
 
 /// The least room that is worth a read: the escape key can make two bytes out of one.

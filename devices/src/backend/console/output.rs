@@ -2,17 +2,13 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
-    timerfd_settime,
-};
-
 use super::stream::Stream;
 use super::waker::Waker;
+use crate::timer::Timer;
 
 /// Output that waits for the host before the guest has to wait.
 pub const BUFFER_BYTES: usize = 64 * 1024;
@@ -50,7 +46,7 @@ pub struct Output {
     state: Mutex<State>,
     /// The buffer has room again, a write has ended, or waiting has become pointless.
     progress: Condvar,
-    timer: OwnedFd,
+    timer: Timer,
     waker: Waker,
 }
 
@@ -84,10 +80,6 @@ impl Output {
         unattended: Unattended,
         waker: Waker,
     ) -> io::Result<Self> {
-        let timer = timerfd_create(
-            TimerfdClockId::Monotonic,
-            TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
-        )?;
         let state = State {
             buffer: VecDeque::new(),
             tail: VecDeque::new(),
@@ -102,6 +94,7 @@ impl Output {
             last_write: None,
             scratch: Vec::new(),
         };
+        let timer = Timer::new()?;
         Ok(Self { state: Mutex::new(state), progress: Condvar::new(), timer, waker })
     }
 
@@ -225,8 +218,7 @@ impl Output {
             self.arm_timer(&mut state);
             return;
         }
-        // Not blocking; fails only when there is nothing to clear.
-        let _ = rustix::io::read(&self.timer, &mut [0; 8]);
+        self.timer.clear();
         if state.can_write() {
             drop(self.flush(state));
         }
@@ -292,10 +284,8 @@ impl Output {
         if state.timer_armed_at.is_some() {
             return;
         }
-        let linger = Timespec { tv_sec: 0, tv_nsec: LINGER.subsec_nanos().into() };
-        let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: linger };
-        match timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once) {
-            Ok(_) => state.timer_armed_at = Some(state.writes),
+        match self.timer.arm(LINGER) {
+            Ok(()) => state.timer_armed_at = Some(state.writes),
             Err(error) => tracing::warn!(%error, "the console's timer cannot be set"),
         }
     }

@@ -283,7 +283,8 @@ impl ConsolePump {
 
 impl MutEventSubscriber for ConsolePump {
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        for fd in [self.waker.as_raw_fd(), self.output.timer_fd()] {
+        let pace = self.receiver.pace().as_raw_fd();
+        for fd in [self.waker.as_raw_fd(), self.output.timer_fd(), pace] {
             if let Err(error) = ops.add(Events::new_raw(fd, EventSet::IN)) {
                 tracing::error!(%error, "the console cannot be served");
             }
@@ -295,6 +296,8 @@ impl MutEventSubscriber for ConsolePump {
         let fd = events.fd();
         if fd == self.output.timer_fd() {
             self.output.on_timer();
+        } else if fd == self.receiver.pace().as_raw_fd() {
+            self.receiver.on_pace();
         } else if fd == self.waker.as_raw_fd() {
             self.waker.clear();
             if self.source.as_ref().is_some_and(|source| source.watched.is_none()) {

@@ -18,6 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 struct Ear {
     heard: Mutex<Vec<u8>>,
     room: usize,
+    pace: Timer,
 }
 
 impl Receiver for Ear {
@@ -28,6 +29,12 @@ impl Receiver for Ear {
     fn deliver(&self, bytes: &[u8]) {
         self.heard.lock().unwrap().extend_from_slice(bytes);
     }
+
+    fn pace(&self) -> &Timer {
+        &self.pace
+    }
+
+    fn on_pace(&self) {}
 }
 
 /// A console whose pump runs, with a fake device behind it.
@@ -42,7 +49,8 @@ impl Fixture {
     fn new(mut backend: Backend) -> Self {
         let waker = Waker::new().unwrap();
         let output = backend.output(waker.clone()).unwrap();
-        let ear = Arc::new(Ear { heard: Mutex::default(), room: 1000 });
+        let ear =
+            Arc::new(Ear { heard: Mutex::default(), room: 1000, pace: Timer::new().unwrap() });
         let recorder = Arc::new(EventRecorder::default());
         let pump = ConsolePump::new(backend, output.clone(), ear.clone(), recorder.clone(), waker);
         let _events = EventLoop::run(Arc::new(Mutex::new(pump)));

@@ -16,6 +16,7 @@ use crate::backend::console::{Backend, ConsolePump, OpenError, Output, Receiver,
 use crate::bus::BusDevice;
 use crate::event::MachineEvents;
 use crate::interrupt::Interrupt;
+use crate::timer::Timer;
 
 /// The first port of COM1.
 pub const COM1_BASE: u64 = 0x3f8;
@@ -44,6 +45,7 @@ pub struct SerialPort {
     uart: Mutex<Uart>,
     output: Arc<Output>,
     waker: Waker,
+    pace: Arc<Timer>,
 }
 
 /// The owner's handle on what the guest printed.
@@ -63,10 +65,12 @@ impl SerialPort {
     ) -> Result<Serial, OpenError> {
         let waker = Waker::new().map_err(OpenError::Events)?;
         let output = backend.output(waker.clone())?;
+        let pace = Arc::new(Timer::new().map_err(OpenError::Events)?);
         let port = Arc::new(Self {
-            uart: Mutex::new(Uart::new(interrupt)),
+            uart: Mutex::new(Uart::new(interrupt, pace.clone())),
             output: output.clone(),
             waker: waker.clone(),
+            pace,
         });
         let pump = ConsolePump::new(backend, output.clone(), port.clone(), events, waker);
         Ok(Serial { port, pump: Arc::new(Mutex::new(pump)), console: Console(output) })
@@ -112,6 +116,19 @@ impl Receiver for SerialPort {
 
     fn deliver(&self, bytes: &[u8]) {
         self.uart().deliver(bytes);
+    }
+
+    fn pace(&self) -> &Timer {
+        &self.pace
+    }
+
+    fn on_pace(&self) {
+        let mut uart = self.uart();
+        self.pace.clear();
+        uart.resume();
+        if uart.takes_input_again() {
+            self.waker.wake();
+        }
     }
 }
 

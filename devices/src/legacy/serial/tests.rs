@@ -17,6 +17,9 @@ const MSR: u64 = 6;
 const SCR: u64 = 7;
 
 const LSR_DATA_READY: u8 = 1;
+const IIR_NONE: u8 = 1;
+const IIR_TRANSMITTER_EMPTY: u8 = 2;
+const IIR_RECEIVED_DATA: u8 = 4;
 /// DTR, RTS, OUT2.
 const MCR_RUNNING: u8 = 0b1011;
 
@@ -248,6 +251,80 @@ fn input_survives_the_drivers_probing() {
     start_driver(port);
 
     assert_eq!(receive(port, &fixture.line, 11), b"echo hello\n");
+}
+
+#[test]
+fn received_data_stays_pending_until_all_of_it_is_read() {
+    let fixture = Fixture::new();
+    let port = &fixture.port;
+    start_driver(port);
+    fixture.type_bytes(b"ab");
+    assert_eq!(fixture.line.wait_past(0, PATIENCE), 1);
+    for expected in [b'a', b'b'] {
+        assert_eq!(read(port, IIR) & 0xf, IIR_RECEIVED_DATA);
+        assert_eq!(read(port, DATA), expected);
+    }
+    assert_eq!(read(port, IIR) & 0xf, IIR_NONE);
+}
+
+#[test]
+fn received_data_goes_before_an_empty_transmitter_and_hides_it_only_for_a_while() {
+    let fixture = Fixture::new();
+    let port = &fixture.port;
+    start_driver(port);
+    fixture.type_bytes(b"a");
+    fixture.line.wait_past(0, PATIENCE);
+    write(port, IER, 0b11);
+    assert_eq!(read(port, IIR) & 0xf, IIR_RECEIVED_DATA);
+    assert_eq!(read(port, DATA), b'a');
+    assert_eq!(read(port, IIR) & 0xf, IIR_TRANSMITTER_EMPTY);
+    assert_eq!(read(port, IIR) & 0xf, IIR_NONE);
+}
+
+/// Linux reads at most 256 bytes a turn and takes another turn if the chip says so.
+#[test]
+fn a_driver_that_reads_in_turns_of_256_bytes_gets_everything() {
+    let mut fixture = Fixture::new();
+    let text = pattern(MIB / 4);
+    let (typed, sent) = (fixture.typed.take().unwrap(), text.clone());
+    let typist = thread::spawn(move || write_all(&typed, &sent));
+    let (port, line) = (&fixture.port, &fixture.line);
+    start_driver(port);
+
+    let (mut received, mut seen) = (Vec::new(), 0);
+    while received.len() < text.len() {
+        let count = line.wait_past(seen, PATIENCE);
+        assert!(count > seen, "no interrupt after {} bytes", received.len());
+        seen = count;
+        while read(port, IIR) & 0xf == IIR_RECEIVED_DATA {
+            for _ in 0..256 {
+                if read(port, LSR) & LSR_DATA_READY == 0 {
+                    break;
+                }
+                received.push(read(port, DATA));
+            }
+        }
+    }
+
+    assert!(received == text, "bytes were lost, doubled or reordered");
+    typist.join().unwrap();
+}
+
+/// The handler of a guest must come to its end, or what takes the bytes from it never runs.
+#[test]
+fn one_interrupt_brings_no_more_than_a_fifo() {
+    let fixture = Fixture::new();
+    let port = &fixture.port;
+    start_driver(port);
+    fixture.type_bytes(&pattern(4000));
+    fixture.line.wait_past(0, PATIENCE);
+    thread::sleep(Duration::from_millis(20));
+    let mut count = 0;
+    while read(port, LSR) & LSR_DATA_READY != 0 {
+        read(port, DATA);
+        count += 1;
+    }
+    assert_eq!(count, 64);
 }
 
 #[test]

@@ -4,17 +4,24 @@
 //! While it looks for the chip and sets it up, Linux reads the receive buffer several times and
 //! throws away what it gets, and clears the FIFO; a real line loses input typed before that, this
 //! one must not (a script is often piped in before the guest is up).
+//!
+//! The line is faster than a real one and yet must not starve the guest: a handler that always
+//! finds another byte never returns, and the thread that takes the bytes from it never runs. So a
+//! guest that is driven by interrupts gets one FIFO at a time, and a pause after it that is as long
+//! as it took to empty it.
 
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use vm_superio::Trigger;
 use vm_superio::serial::{NoEvents, SerialState};
 
 use crate::backend::console::MIN_ROOM_BYTES;
 use crate::interrupt::Interrupt;
+use crate::timer::Timer;
 
 /// Registers of the 16550A (data sheet PC16550D, table II), as offsets.
 mod register {
@@ -22,6 +29,8 @@ mod register {
     pub const DATA: u8 = 0;
     /// Interrupt enable.
     pub const IER: u8 = 1;
+    /// Interrupt identification (read), FIFO control (write).
+    pub const IIR: u8 = 2;
     /// Line control.
     pub const LCR: u8 = 3;
     /// Modem control.
@@ -34,6 +43,18 @@ mod register {
 
 /// IER: interrupt on received data.
 const IER_RECEIVED_DATA: u8 = 1 << 0;
+/// IER: interrupt on an empty transmitter.
+const IER_TRANSMITTER_EMPTY: u8 = 1 << 1;
+/// IIR: no interrupt is pending.
+const IIR_NONE: u8 = 0b0001;
+/// IIR: the transmitter is empty.
+const IIR_TRANSMITTER_EMPTY: u8 = 0b0010;
+/// IIR: data was received; goes before an empty transmitter.
+const IIR_RECEIVED_DATA: u8 = 0b0100;
+/// IIR: what is pending.
+const IIR_ID: u8 = 0b1111;
+/// LSR: there is data to read.
+const LSR_DATA_READY: u8 = 1 << 0;
 /// LCR: the first two registers are the divisor latch.
 const LCR_DLAB: u8 = 1 << 7;
 /// MCR: data terminal ready.
@@ -53,6 +74,8 @@ const QUEUE_LOW_BYTES: usize = QUEUE_BYTES / 2;
 const FIFO_BYTES: usize = 64;
 /// The FIFO is filled up once this much is free, so that one interrupt is good for many bytes.
 const FIFO_REFILL_BYTES: usize = 48;
+/// The pause between two fillings of the FIFO, whatever the guest needed for the first.
+const PAUSES: (Duration, Duration) = (Duration::from_micros(50), Duration::from_millis(10));
 /// This many reads of the line status in a row, and no other access, are a guest that waits for
 /// input without interrupts. Linux reads it up to three times in a row when it prints.
 const WAITING_POLLS: u8 = 16;
@@ -66,12 +89,18 @@ pub(super) struct Uart {
     /// The host's end waits for room in the queue.
     host_waits: bool,
     interrupt_enable: u8,
+    /// The guest has not been told yet that the transmitter is empty.
+    transmitter_empty: bool,
     line_status_polls: u8,
+    filled_at: Instant,
+    /// A guest driven by interrupts gets more when this timer fires.
+    pace: Arc<Timer>,
+    paused: bool,
 }
 
 impl Uart {
     /// The chip after a reset.
-    pub fn new(interrupt: Arc<dyn Interrupt>) -> Self {
+    pub fn new(interrupt: Arc<dyn Interrupt>, pace: Arc<Timer>) -> Self {
         // After a reset all modem control outputs are inactive, OUT2 too.
         let reset = SerialState { modem_control: 0, ..SerialState::default() };
         let line = || Line { interrupt: interrupt.clone(), failed: AtomicBool::new(false) };
@@ -82,7 +111,11 @@ impl Uart {
             queue: VecDeque::new(),
             host_waits: false,
             interrupt_enable: reset.interrupt_enable,
+            transmitter_empty: false,
             line_status_polls: 0,
+            filled_at: Instant::now(),
+            pace,
+            paused: false,
         }
     }
 
@@ -93,14 +126,20 @@ impl Uart {
             register::LSR => self.line_status_polls.saturating_add(1),
             _ => 0,
         };
-        if offset == register::LSR {
-            self.refill();
+        match offset {
+            register::IIR => self.identify_interrupt(),
+            register::LSR => {
+                self.refill();
+                self.chip.read(offset)
+            }
+            register::DATA => {
+                let value = self.chip.read(offset);
+                self.pause();
+                self.refill();
+                value
+            }
+            _ => self.chip.read(offset),
         }
-        let value = self.chip.read(offset);
-        if offset == register::DATA {
-            self.refill();
-        }
-        value
     }
 
     /// Writes a register; returns the byte that the guest transmits by it.
@@ -109,6 +148,8 @@ impl Uart {
         self.line_status_polls = 0;
         if offset == register::IER && self.chip.read(register::LCR) & LCR_DLAB == 0 {
             self.interrupt_enable = value;
+            // The chip raises the line only for what it has not marked as pending.
+            self.take_pending();
         }
         // Nothing can fail: the line reports its errors itself, the shift register has none.
         let _ = self.chip.write(offset, value);
@@ -140,12 +181,61 @@ impl Uart {
         again
     }
 
+    /// The pause is over.
+    pub fn resume(&mut self) {
+        self.paused = false;
+        self.refill();
+    }
+
+    /// Takes over what the chip has marked as pending; returns the rest of the register.
+    fn take_pending(&mut self) -> u8 {
+        let register = self.chip.read(register::IIR);
+        let pending = register & IIR_ID;
+        self.transmitter_empty |= pending & IIR_NONE == 0 && pending & IIR_TRANSMITTER_EMPTY != 0;
+        register & !IIR_ID
+    }
+
+    /// The interrupt identification register. vm-superio forgets received data as soon as this is
+    /// read or one byte is taken; on a 16550A it stays pending as long as there is some (data sheet
+    /// §8.6), and a driver may leave its handler by it.
+    fn identify_interrupt(&mut self) -> u8 {
+        let fifo_enabled = self.take_pending();
+        let has_data = self.chip.read(register::LSR) & LSR_DATA_READY != 0;
+        let pending = if has_data && self.interrupt_enable & IER_RECEIVED_DATA != 0 {
+            IIR_RECEIVED_DATA
+        } else if std::mem::take(&mut self.transmitter_empty)
+            && self.interrupt_enable & IER_TRANSMITTER_EMPTY != 0
+        {
+            IIR_TRANSMITTER_EMPTY
+        } else {
+            IIR_NONE
+        };
+        fifo_enabled | pending
+    }
+
+    /// Lets a guest driven by interrupts leave its handler before it gets more.
+    fn pause(&mut self) {
+        let due = !self.paused
+            && !self.queue.is_empty()
+            && self.chip.fifo_capacity() >= FIFO_REFILL_BYTES
+            && self.is_driven_by_interrupts();
+        if due {
+            let (shortest, longest) = PAUSES;
+            let pause = self.filled_at.elapsed().clamp(shortest, longest);
+            match self.pace.arm(pause) {
+                Ok(()) => self.paused = true,
+                Err(error) => tracing::warn!(%error, "the serial port's timer cannot be set"),
+            }
+        }
+    }
+
     /// Moves input from the queue to the FIFO when the guest is ready for it.
     fn refill(&mut self) {
         let free = self.chip.fifo_capacity();
         if self.queue.is_empty() || free < FIFO_REFILL_BYTES || !self.guest_takes_input() {
             return;
         }
+        self.filled_at = Instant::now();
         let mut chunk = [0; FIFO_BYTES];
         let count = free.min(self.queue.len()).min(FIFO_BYTES);
         for (slot, byte) in chunk.iter_mut().zip(self.queue.drain(..count)) {
@@ -159,11 +249,15 @@ impl Uart {
     /// RTS/CTS flow control.
     fn guest_takes_input(&mut self) -> bool {
         let modem = self.chip.read(register::MCR);
-        let driven_by_interrupts =
-            self.interrupt_enable & IER_RECEIVED_DATA != 0 && modem & MCR_OUT2 != 0;
+        let takes_interrupt = !self.paused && self.is_driven_by_interrupts();
         let holds_off = modem & (MCR_DTR | MCR_RTS) == MCR_DTR;
         let polls = self.line_status_polls >= WAITING_POLLS;
-        modem & MCR_LOOP == 0 && !holds_off && (driven_by_interrupts || polls)
+        modem & MCR_LOOP == 0 && !holds_off && (takes_interrupt || polls)
+    }
+
+    fn is_driven_by_interrupts(&mut self) -> bool {
+        let connected = self.chip.read(register::MCR) & MCR_OUT2 != 0;
+        self.interrupt_enable & IER_RECEIVED_DATA != 0 && connected
     }
 }
 
