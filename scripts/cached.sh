@@ -15,7 +15,7 @@ cache=${ALCOVE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/alcove}
 unused_days=30 # after which a result of the same name is removed
 
 identity=$("$builder" --identity)
-key=$({ cat -- "${BASH_SOURCE[0]}" "$builder" "$@" && echo "$identity"; } | sha256sum | cut -d ' ' -f 1)
+key=$({ cat -- "$builder" "$@" && echo "$identity"; } | sha256sum | cut -d ' ' -f 1)
 result=$cache/$name-$key
 
 build() {
@@ -32,6 +32,7 @@ build() {
 mkdir -p -- "$cache"
 exec 9>"$cache/$name.lock"
 flock 9
+rm -rf -- "$cache/$name.building."* # of builds that were killed
 if [ ! -d "$result" ]; then
     build "$@"
 fi
