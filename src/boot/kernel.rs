@@ -152,6 +152,18 @@ pub enum KernelError {
     },
 }
 
+impl KernelError {
+    /// Whether the message says what to do; otherwise it takes another image.
+    pub fn tells_remedy(&self) -> bool {
+        matches!(
+            self,
+            Self::SegmentOutsideRam { .. }
+                | Self::BzImageOutsideRam { .. }
+                | Self::Image(ImageError::NotRegular)
+        )
+    }
+}
+
 /// How the first vCPU enters a kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KernelEntry {

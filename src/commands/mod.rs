@@ -5,11 +5,14 @@ pub mod doctor;
 pub mod man;
 pub mod run;
 
+use std::env;
 use std::error::Error;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
+
+use crate::vm::VmError;
 
 /// The exit status when alcove itself failed.
 pub const FAILED: u8 = 125;
@@ -32,6 +35,9 @@ impl Failure {
         while let Some(error) = cause {
             line.push_str(&format!(": {error}"));
             cause = error.source();
+        }
+        if let Some(remedy) = self.0.downcast_ref::<VmError>().and_then(VmError::remedy) {
+            line.push_str(&format!("; {remedy}"));
         }
         let _ = writeln!(io::stderr(), "{line}");
         ExitCode::from(FAILED)
@@ -57,6 +63,7 @@ pub fn usage(error: &clap::Error) -> ExitCode {
         .collect();
     let line = said.join("; ");
     let line = line.strip_prefix("error: ").unwrap_or(&line);
-    let _ = writeln!(io::stderr(), "alcove: {line}; see alcove run --help");
+    let command = if env::args_os().nth(1).is_some_and(|word| word == "run") { "run " } else { "" };
+    let _ = writeln!(io::stderr(), "alcove: {line}; see alcove {command}--help");
     ExitCode::from(FAILED)
 }

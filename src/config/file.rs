@@ -113,6 +113,17 @@ mod tests {
         assert!(parse_json(r#"{"memroy": {}}"#).unwrap_err().contains("\"memory\""));
     }
 
+    #[test]
+    fn sizes_and_durations_may_be_numbers() {
+        let config = parse_toml("timeout = 90\n[memory]\nsize = 268435456\n").unwrap();
+        assert_eq!(config.timeout, Some(Span(std::time::Duration::from_secs(90))));
+        assert_eq!(config.memory.size, ByteSize(256 << 20));
+        for text in ["timeout = -1", "timeout = true", "[memory]\nsize = 1.5"] {
+            let error = parse_toml(text).unwrap_err();
+            assert!(error.contains("such as"), "{error}");
+        }
+    }
+
     prop_compose! {
         fn any_config()(
             kernel in proptest::option::of("[a-z/. \"\\\\]{1,20}"),

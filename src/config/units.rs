@@ -1,14 +1,16 @@
 //! Sizes and durations as people write them.
 
 use std::fmt;
+use std::marker::PhantomData;
 use std::str::FromStr;
 use std::time::Duration;
 
+use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize};
 
 /// A number of bytes, written as a plain number or with the suffix K, M, G or T for powers of 1024.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(into = "String")]
 pub struct ByteSize(pub u64);
 
 const SUFFIXES: [(char, u32); 4] = [('K', 10), ('M', 20), ('G', 30), ('T', 40)];
@@ -44,11 +46,10 @@ impl FromStr for ByteSize {
     }
 }
 
-impl TryFrom<String> for ByteSize {
-    type Error = SizeError;
-
-    fn try_from(text: String) -> Result<Self, SizeError> {
-        text.parse()
+impl<'de> Deserialize<'de> for ByteSize {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        let expected = "a number of bytes or a size such as \"256M\"";
+        input.deserialize_any(NumberOrText { expected, result: PhantomData })
     }
 }
 
@@ -69,32 +70,71 @@ impl fmt::Display for ByteSize {
 }
 
 /// A span of time, written with its unit (`2s`, `500ms`, `1m 30s`) or as a number of seconds.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(into = "String")]
 pub struct Span(pub Duration);
+
+impl Span {
+    /// The longest: a hundred years.
+    pub const MAX: Self = Self(Duration::from_secs(100 * 31_557_600));
+}
 
 /// Why a text is no [`Span`].
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("\"{0}\" is not a duration; write a number with its unit, such as 2s, 500ms or 1m 30s")]
-pub struct SpanError(String);
+pub enum SpanError {
+    /// Not a number with an optional unit.
+    #[error("\"{0}\" is not a duration; write a number with its unit, such as 2s, 500ms or 1m 30s")]
+    NotASpan(String),
+    /// Past [`Span::MAX`].
+    #[error("\"{0}\" is more than a hundred years; leave it out to wait for ever")]
+    TooLong(String),
+}
 
 impl FromStr for Span {
     type Err = SpanError;
 
     fn from_str(text: &str) -> Result<Self, SpanError> {
         let seconds = text.parse().ok().map(Duration::from_secs);
-        seconds
+        let span = seconds
             .or_else(|| humantime::parse_duration(text).ok())
-            .map(Self)
-            .ok_or_else(|| SpanError(text.to_owned()))
+            .ok_or_else(|| SpanError::NotASpan(text.to_owned()))?;
+        if span > Self::MAX.0 {
+            return Err(SpanError::TooLong(text.to_owned()));
+        }
+        Ok(Self(span))
     }
 }
 
-impl TryFrom<String> for Span {
-    type Error = SpanError;
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        let expected = "a number of seconds or a duration such as \"500ms\"";
+        input.deserialize_any(NumberOrText { expected, result: PhantomData })
+    }
+}
 
-    fn try_from(text: String) -> Result<Self, SpanError> {
-        text.parse()
+/// Reads from a settings file what may be a number or a text there.
+struct NumberOrText<T> {
+    expected: &'static str,
+    result: PhantomData<T>,
+}
+
+impl<T: FromStr<Err: fmt::Display>> Visitor<'_> for NumberOrText<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.expected)
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+        text.parse().map_err(E::custom)
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<T, E> {
+        self.visit_str(&number.to_string())
+    }
+
+    fn visit_i64<E: de::Error>(self, number: i64) -> Result<T, E> {
+        self.visit_str(&number.to_string())
     }
 }
 
@@ -139,6 +179,9 @@ mod tests {
         assert_eq!("90".parse(), Ok(Span(Duration::from_secs(90))));
         assert_eq!("250ms".parse(), Ok(Span(Duration::from_millis(250))));
         assert!("soon".parse::<Span>().is_err());
+        for text in ["3155760001", "101years", "99999999999999999999s"] {
+            assert!(text.parse::<Span>().is_err(), "{text}");
+        }
     }
 
     proptest! {

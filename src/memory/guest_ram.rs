@@ -14,7 +14,7 @@ use super::layout::{HIGH_RAM_START, LOW_RAM_LIMIT, MIB, PAGE_BYTES};
 #[non_exhaustive]
 pub enum MemoryError {
     /// No memory at all.
-    #[error("a guest needs memory, 0 was asked for")]
+    #[error("leaves the guest no memory; give {} MiB or more", GuestRam::MIN_BYTES / MIB)]
     Zero,
     /// Below [`GuestRam::MIN_BYTES`].
     #[error("{size_bytes} bytes are too few, a guest needs {} MiB or more", GuestRam::MIN_BYTES / MIB)]
@@ -23,7 +23,9 @@ pub enum MemoryError {
         size_bytes: u64,
     },
     /// Not a whole number of pages.
-    #[error("{size_bytes} bytes are not a multiple of {PAGE_BYTES}, the page size")]
+    #[error(
+        "{size_bytes} bytes are not a multiple of {PAGE_BYTES}, the page size; give whole MiB, such as 256M"
+    )]
     NotPageMultiple {
         /// What was asked for.
         size_bytes: u64,
@@ -31,7 +33,7 @@ pub enum MemoryError {
     /// Part of the RAM would lie above what the guest's processor can address.
     #[error(
         "{} MiB are more than the {address_bits} address bits of this processor reach, which is \
-         {} MiB",
+         {} MiB; give less",
         size_bytes / MIB, limit_bytes / MIB
     )]
     BeyondAddressSpace {
@@ -43,7 +45,7 @@ pub enum MemoryError {
         address_bits: u8,
     },
     /// The host refused the mapping: its address space or an rlimit is too small.
-    #[error("the host cannot reserve {} MiB", size_bytes / MIB)]
+    #[error("the host cannot reserve {} MiB; give less", size_bytes / MIB)]
     Map {
         /// The size of the mapping that failed.
         size_bytes: u64,

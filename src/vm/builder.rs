@@ -49,7 +49,7 @@ pub fn build(config: &VmConfig) -> Result<Machine, VmError> {
     let mut control = Control::new(Arc::clone(&mailbox), timeout).map_err(host("route signals"))?;
     vcpu::prepare_signal().map_err(host("install a signal handler"))?;
 
-    let vm = Arc::new(create_vm(&kvm, &ram, assisted)?);
+    let vm = Arc::new(create_vm(&kvm, &ram, config, assisted)?);
     let mut event_loop = EventLoop::new().map_err(VmError::EventLoop)?;
     let legacy = legacy::attach(config, &vm, &mailbox, &mut event_loop)?;
     let shutdown_timeout = config.shutdown_timeout.unwrap_or(DEFAULT_SHUTDOWN_TIMEOUT);
@@ -139,7 +139,12 @@ fn open(path: &Path) -> io::Result<File> {
 }
 
 /// Creates the VM with its memory, interrupt controllers and timer.
-fn create_vm(kvm: &Kvm, ram: &GuestRam, assisted: bool) -> Result<VmFd, VmError> {
+fn create_vm(
+    kvm: &Kvm,
+    ram: &GuestRam,
+    config: &VmConfig,
+    assisted: bool,
+) -> Result<VmFd, VmError> {
     let failed = |call| move |source| VmError::Kvm { call, source };
     let vm = kvm.create_vm().map_err(failed("create a virtual machine"))?;
     vm.set_tss_address(layout::KVM_TSS as usize).map_err(failed("place its TSS"))?;
@@ -159,7 +164,10 @@ fn create_vm(kvm: &Kvm, ram: &GuestRam, assisted: bool) -> Result<VmFd, VmError>
         };
         // SAFETY: the range is guest RAM's own mapping, which the machine keeps until after the
         // last vCPU has stopped.
-        unsafe { vm.set_user_memory_region(region) }.map_err(failed("take the guest's memory"))?;
+        unsafe { vm.set_user_memory_region(region) }.map_err(|source| VmError::MemorySlot {
+            asked: config.memory.size.to_string(),
+            source,
+        })?;
     }
     if assisted {
         recover::prepare(&vm).map_err(failed("report what it cannot emulate"))?;

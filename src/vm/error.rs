@@ -3,6 +3,9 @@
 use std::io;
 use std::path::PathBuf;
 
+use devices::backend::console::OpenError;
+
+use crate::boot::initrd::InitrdError;
 use crate::config::ConfigError;
 
 /// A failure of alcove itself. A user's mistake names the flag and the remedy.
@@ -73,6 +76,14 @@ pub enum VmError {
         /// Why not.
         source: crate::memory::MemoryError,
     },
+    /// KVM does not take the guest's memory.
+    #[error("--memory {asked} is not taken by KVM here; give less")]
+    MemorySlot {
+        /// The size as given.
+        asked: String,
+        /// Why not.
+        source: kvm_ioctls::Error,
+    },
     /// No kernel was named, none was found.
     #[error(transparent)]
     NoKernel(#[from] crate::config::kernel::NoKernel),
@@ -106,7 +117,7 @@ pub enum VmError {
         /// The file.
         path: PathBuf,
         /// Why not.
-        source: crate::boot::initrd::InitrdError,
+        source: InitrdError,
     },
     /// The command line does not fit.
     #[error("{flag}")]
@@ -128,7 +139,7 @@ pub enum VmError {
         /// As given.
         given: String,
         /// Why not.
-        source: devices::backend::console::OpenError,
+        source: OpenError,
     },
     /// Two devices want one address range.
     #[error("a device finds its addresses taken")]
@@ -136,4 +147,23 @@ pub enum VmError {
     /// The event loop failed.
     #[error("the event loop failed")]
     EventLoop(#[source] event_manager::Error),
+}
+
+impl VmError {
+    /// What the user can do about it, where the messages do not say.
+    pub fn remedy(&self) -> Option<&'static str> {
+        const OTHER_KERNEL: &str = "name another vmlinux or bzImage, or build this one again";
+        match self {
+            Self::KernelFile { .. } => Some("name a vmlinux or bzImage that you may read"),
+            Self::Kernel { source, .. } if !source.tells_remedy() => Some(OTHER_KERNEL),
+            Self::InitrdFile { .. } => Some("name an initial RAM disk that you may read"),
+            Self::Initrd { source: InitrdError::Image(_), .. } => {
+                Some("name another initial RAM disk, or leave --initrd out")
+            }
+            Self::Serial { source: OpenError::File { .. } | OpenError::Socket { .. }, .. } => {
+                Some("name a place in a folder where you may write")
+            }
+            _ => None,
+        }
+    }
 }
