@@ -123,7 +123,7 @@ pub fn initramfs(script: &str, files: &[(&str, Vec<u8>)]) -> NamedTempFile {
 }
 
 /// `alcove run` with the test guest's vmlinux, `image` for its initramfs and `arguments`.
-fn script_command(image: &NamedTempFile, arguments: &[&str]) -> Command {
+pub fn script_command(image: &NamedTempFile, arguments: &[&str]) -> Command {
     let mut command = alcove(["run"]);
     command.arg("--kernel").arg(guest_file("vmlinux"));
     command.arg("--initrd").arg(image.path()).args(arguments);

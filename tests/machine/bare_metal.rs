@@ -150,6 +150,30 @@ pub fn an_instruction_that_nobody_completes_is_named() {
     assert!(ended.stderr.contains("  rip 0000000000200"), "{}", ended.stderr);
 }
 
+/// Counts bits by an instruction that the interpreter of guest kernels refuses.
+fn counts_bits() -> NamedTempFile {
+    let mut a = assembler();
+    a.mov(ecx, 0b1011_0111).unwrap();
+    a.popcnt(eax, ecx).unwrap();
+    exit(&mut a).unwrap();
+    spin(&mut a).unwrap();
+    kernel(&mut a)
+}
+
+pub fn the_assist_can_be_left_out() {
+    let kernel = counts_bits();
+
+    let ended = finish(command(&kernel, &["--assist", "off"])).expect(127);
+
+    assert!(ended.stderr.contains("--assist on"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("popcnt"), "{}", ended.stderr);
+    finish(command(&kernel, &[])).expect(6);
+}
+
+pub fn the_assist_does_not_harm_where_it_is_not_needed() {
+    finish(command(&counts_bits(), &["--assist", "on"])).expect(6);
+}
+
 pub fn a_guest_that_spins_is_ended_by_the_time_limit() {
     let mut a = assembler();
     spin(&mut a).unwrap();

@@ -67,6 +67,19 @@ pub fn a_kernel_panic_gives_126() {
     assert!(ended.stderr.contains("the guest's kernel panicked"), "{}", ended.stderr);
 }
 
+/// System calls of both kinds, faults and single steps of a program, with the recovery of them on
+/// whether or not this KVM needs it.
+pub fn system_calls_and_traps_arrive_as_what_they_are() {
+    let program = std::fs::read(guest_file("programs/traps")).unwrap();
+    let symbols = std::fs::read_to_string(guest_file("System.map")).unwrap();
+    let entry = symbols.lines().find_map(|line| line.strip_suffix(" T entry_SYSCALL_64")).unwrap();
+    let script = format!("bin/traps {entry} && exit 42");
+
+    let ended = run_script(&script, &[("bin/traps", program)], &["--assist", "on"]).expect(42);
+
+    assert!(ended.stdout.contains("traps: right"), "{}", ended.stdout);
+}
+
 /// Several glibc programs run the same AVX computation at once and must agree with the result that
 /// each computes without vectors; every one of them checks itself.
 pub fn avx_programs_side_by_side_compute_right() {

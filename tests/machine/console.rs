@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::{NamedTempFile, TempDir};
 
-use crate::alcove::{guest_command, patience, wait};
+use crate::alcove::{guest_command, patience, script_command, wait};
 use crate::bare_metal::{command, kernel};
 use crate::terminal::Terminal;
 
@@ -220,4 +220,42 @@ pub fn the_shell_takes_commands() {
     terminal.type_keys(&format!("{ESCAPE}x"));
 
     assert_eq!(terminal.end(), (0, true));
+}
+
+/// A program that reads late loses nothing of a paste beyond what Linux itself buffers (68 KiB): it
+/// stops the line with RTS.
+pub fn a_paste_into_linux_arrives_whole() {
+    const BYTES: usize = 80 << 10;
+    let script = format!(
+        "stty raw -echo crtscts; echo ready; sleep 1; \
+         head -c {BYTES} >/tmp/paste; sha256sum </tmp/paste"
+    );
+    let image = crate::alcove::initramfs(&script, &[]);
+    let mut linux = script_command(&image, &[]);
+    linux.stdin(Stdio::piped());
+    let mut child = linux.spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let sent = pattern(BYTES);
+    let expected = sha256(&sent);
+    // What comes before the program has set the line up would be echoed and edited.
+    let output = child.stdout.as_mut().unwrap();
+    let mut said = Vec::new();
+    while !said.ends_with(b"ready") {
+        let mut byte = [0];
+        output.read_exact(&mut byte).unwrap();
+        said.push(byte[0]);
+    }
+    thread::spawn(move || input.write_all(&sent));
+
+    let ended = wait(child).expect(0);
+
+    assert!(ended.stdout.contains(&expected), "no {expected} in {}", ended.stdout);
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    let mut child =
+        Command::new("sha256sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(bytes).unwrap();
+    let output = child.wait_with_output().unwrap();
+    String::from_utf8(output.stdout).unwrap().split_whitespace().next().unwrap().to_owned()
 }
