@@ -6,44 +6,17 @@
 #        lab-image.sh --identity
 set -euo pipefail
 
-# Prints the name of the newest package; the list of packages may have to be fetched first.
-newest() {
-    apt-cache search --names-only '^linux-image-6\.12\.[0-9].*-cloud-amd64$' |
-        cut -d ' ' -f 1 | sort --version-sort | tail -n 1
-}
-
-update() {
-    local as_root=()
-    [ "$(id -u)" -eq 0 ] || as_root=(sudo)
-    "${as_root[@]}" apt-get --quiet --quiet update >&2
-}
-
-package=$(newest)
-if [ -z "$package" ]; then
-    update
-    package=$(newest)
-fi
-if [ -z "$package" ]; then
-    echo 'lab-image: apt knows no linux-image-6.12.*-cloud-amd64; add Debian'\''s security suite to its sources' >&2
-    exit 1
-fi
+pattern='^linux-image-6\.12\.[0-9].*-cloud-amd64$'
+package=$(dirname "$(realpath "${BASH_SOURCE[0]}")")/debian-package.sh
 
 if [ "${1-}" = --identity ]; then
-    apt-cache show --no-all-versions "$package" | sed -n 's/^\(Package\|Version\): //p'
+    "$package" name "$pattern"
     dpkg-query --show busybox-static cpio gcc kmod libc6-dev
     exit
 fi
 
 output=$(realpath "$1") init=$(realpath "$2") modules=$(realpath "$3") hold=$(realpath "$4")
 work=$output/work root=$output/root
-
-# A list of packages that is too old names files that the mirror no longer has.
-download() {
-    apt-get --quiet --quiet --option APT::Sandbox::User=root download "$package" && return
-    update
-    package=$(newest)
-    apt-get --quiet --quiet --option APT::Sandbox::User=root download "$package"
-}
 
 # Copies the listed modules and what they depend on, unpacked, and writes their order for insmod.
 copy_modules() {
@@ -64,8 +37,7 @@ copy_modules() {
 
 mkdir -p "$work" "$root"/{bin,dev,etc,lab,lib/modules,proc,root,run,sbin,sys,tmp,usr/bin,usr/sbin}
 cd "$work"
-download
-dpkg-deb --extract ./*.deb .
+"$package" extract "$pattern"
 install -m 644 boot/vmlinuz-* "$output/vmlinuz"
 copy_modules
 install -m 755 /bin/busybox "$root/bin/busybox"
