@@ -36,6 +36,8 @@ pub fn init(level: Level) {
         .with_ansi(false)
         .without_time()
         .with_target(false)
+        // What cannot be written is not worth a panic: whoever reads the log may have left.
+        .log_internal_errors(false)
         .try_init();
 }
 
