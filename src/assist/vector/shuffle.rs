@@ -43,6 +43,11 @@ pub(super) fn complete(step: &mut Step<'_>) -> Result<Progress, Stop> {
         Vpblendd => blend_doubles(step),
         Vpermq | Vpermpd if step.instruction.op_count() == 3 => permute_quads(step),
         Vperm2i128 | Vperm2f128 => permute_halves(step),
+        Vpermd | Vpermps => permute::<4>(step, [1, 2, 2]),
+        Vpermi2d | Vpermi2ps => permute::<4>(step, [0, 1, 2]),
+        Vpermt2d | Vpermt2ps => permute::<4>(step, [1, 0, 2]),
+        Vpermi2q | Vpermi2pd => permute::<8>(step, [0, 1, 2]),
+        Vpermt2q | Vpermt2pd => permute::<8>(step, [1, 0, 2]),
         Vinserti128 | Vinsertf128 => insert_half(step),
         Vextracti128 | Vextractf128 => extract_half(step),
         Vpbroadcastb => broadcast(step, 1),
@@ -83,6 +88,26 @@ fn one_source(
     let value = read(step, 1, size)?;
     let control = immediate(step);
     write(step, &map128(&value, &value, |lane, _| operation(lane, control)), size)
+}
+
+/// Takes each element of `BYTES` from anywhere in a table of two vectors, as the low bits of the same
+/// element of the indices say. `operands` are the indices and the table's first and second half.
+fn permute<const BYTES: usize>(step: &mut Step<'_>, operands: [u32; 3]) -> Result<Progress, Stop> {
+    let size = vector_bytes(step);
+    let [indices, first, second] = operands;
+    let one_table = first == second;
+    let (indices, first) = (read(step, indices, size)?, read(step, first, size)?);
+    let second = if one_table { first } else { read(step, second, size)? };
+    let elements = size / BYTES;
+    let mut result = [0; size_of::<Vector>()];
+    for at in 0..elements {
+        // 16 elements of two vectors are the most, so that the low byte tells all.
+        let index = usize::from(indices[at * BYTES]) % (2 * elements);
+        let table = if index < elements || one_table { &first } else { &second };
+        let from = index % elements * BYTES;
+        result[at * BYTES..][..BYTES].copy_from_slice(&table[from..from + BYTES]);
+    }
+    write(step, &result, size)
 }
 
 /// Whether an unpack takes the high halves, and the bytes of its elements.

@@ -131,7 +131,13 @@ instructions! {
         vperm2i128(ymm1, ymm2, ymm3, 0x20), vperm2f128(ymm1, ymm2, ymmword_ptr(rsi), 0x31),
         vperm2i128(ymm1, ymm2, ymm3, 0x83), vperm2i128(ymm1, ymm2, ymm3, 0x28),
         vinserti128(ymm1, ymm2, xmm3, 1), vinserti128(ymm1, ymm2, xmmword_ptr(rsi), 0),
-        vextracti128(xmm1, ymm2, 1), vextractf128(xmmword_ptr(rsi), ymm2, 1);
+        vextracti128(xmm1, ymm2, 1), vextractf128(xmmword_ptr(rsi), ymm2, 1),
+        vpermd(ymm1, ymm2, ymm3), vpermps(zmm1, zmm2, zmmword_ptr(rsi)),
+        vpermi2d(ymm8, ymm6, ymm7), vpermi2d(xmm1, xmm2, xmmword_ptr(rsi)),
+        vpermi2d(zmm1, zmm2, zmm3), vpermi2q(zmm1, zmm2, zmm3), vpermi2q(xmm1, xmm2, xmm3),
+        vpermi2ps(ymm1, ymm2, ymm1), vpermi2pd(ymm1, ymm2, ymm3), vpermt2d(ymm1, ymm2, ymm3),
+        vpermt2q(zmm1, zmm2, zmmword_ptr(rsi)), vpermt2ps(xmm1, xmm2, xmm3),
+        vpermt2pd(zmm1, zmm1, zmm2);
     broadcasts:
         vpbroadcastb(ymm1, xmm2), vpbroadcastw(xmm1, word_ptr(rsi)),
         vpbroadcastd(ymm1, dword_ptr(rsi)), vpbroadcastq(ymm1, xmm2), vpbroadcastd(zmm1, ecx),
