@@ -2,6 +2,7 @@
 
 mod bzimage;
 mod elf;
+mod payload;
 #[cfg(test)]
 mod tests;
 
@@ -133,6 +134,12 @@ pub enum KernelError {
     /// A bzImage without a 64-bit entry (XLF_KERNEL_64 is clear).
     #[error("it is a 32-bit bzImage; alcove boots 64-bit kernels")]
     BzImage32Bit,
+    /// The compressed kernel in a bzImage cannot be unpacked.
+    #[error("its compressed kernel is damaged: {cause}")]
+    Payload {
+        /// What is wrong with it.
+        cause: String,
+    },
     /// A setup header field with a value that the boot protocol does not allow.
     #[error("its setup header is malformed: {field} is {value:#x}")]
     BzImageHeader {
@@ -224,6 +231,19 @@ pub fn load(ram: &GuestRam, file: &File) -> Result<LoadedKernel, KernelError> {
     } else {
         Err(KernelError::Unrecognized { looks_like: looks_like(head) })
     }
+}
+
+/// As [`load`], but a bzImage compressed by gzip, LZ4 or Zstandard is unpacked here, not by the guest,
+/// and then loaded as the ELF file that was in it. For guests whose kernels are interpreted.
+pub fn load_unpacked(ram: &GuestRam, file: &File) -> Result<LoadedKernel, KernelError> {
+    let image = ImageFile::new(file)?;
+    let mut buffer = [0; HEAD_BYTES];
+    let head = image.read_head(&mut buffer)?;
+    let unpacked = match bzimage::is_bzimage(head) {
+        true => bzimage::unpack(ram, &image, head)?,
+        false => None,
+    };
+    load(ram, unpacked.as_ref().unwrap_or(file))
 }
 
 /// Names common mistakes by their magic numbers.

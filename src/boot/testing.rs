@@ -163,6 +163,8 @@ pub struct BzImage {
     pub cmdline_size: u32,
     pub pref_address: u64,
     pub init_size: u32,
+    /// `payload_offset` and `payload_length`.
+    pub payload: (u32, u32),
     /// The protected-mode kernel and what follows it.
     pub kernel: Vec<u8>,
 }
@@ -182,6 +184,7 @@ impl BzImage {
             relocatable_kernel: 1,
             xloadflags: 3,
             cmdline_size: 2047,
+            payload: (0, 0),
             pref_address: 2 * MIB,
             init_size: 0x20_0000,
             kernel: (0..Self::KERNEL_BYTES).map(|i| (i / 16) as u8).collect(),
@@ -204,6 +207,8 @@ impl BzImage {
         put(0x234, &[self.relocatable_kernel]);
         put(0x236, &self.xloadflags.to_le_bytes());
         put(0x238, &self.cmdline_size.to_le_bytes());
+        put(0x248, &self.payload.0.to_le_bytes());
+        put(0x24c, &self.payload.1.to_le_bytes());
         put(0x258, &self.pref_address.to_le_bytes());
         put(0x260, &self.init_size.to_le_bytes());
         // After the header: code of the setup, which is no part of it.

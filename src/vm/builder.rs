@@ -42,7 +42,7 @@ pub fn build(config: &VmConfig) -> Result<Machine, VmError> {
         .map_err(|source| VmError::Kvm { call: "tell what CPUID it supports", source })?;
     let assisted = recover::is_needed(config.assist);
     let ram = map_memory(config, cpuid::physical_address_bits(&supported))?;
-    let entry = load_guest(config, &topology, &ram)?;
+    let entry = load_guest(config, &topology, &ram, assisted)?;
 
     let mailbox = Arc::new(Mailbox::new().map_err(host("create an eventfd"))?);
     let timeout = config.timeout.map(|span| span.0);
@@ -103,13 +103,15 @@ fn load_guest(
     config: &VmConfig,
     topology: &Topology,
     ram: &GuestRam,
+    assisted: bool,
 ) -> Result<BootEntry, VmError> {
     let path = match &config.kernel {
         Some(path) => path.clone(),
         None => kernel_search::find()?,
     };
     let file = open(&path).map_err(|source| VmError::KernelFile { path: path.clone(), source })?;
-    let kernel = kernel::load(ram, &file).map_err(|source| VmError::Kernel { path, source })?;
+    let load = if assisted { kernel::load_unpacked } else { kernel::load };
+    let kernel = load(ram, &file).map_err(|source| VmError::Kernel { path, source })?;
     let initrd = match &config.initrd {
         Some(path) => {
             let path = path.clone();

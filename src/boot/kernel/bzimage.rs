@@ -4,13 +4,14 @@
 //! entry, init_size or pref_address, and takes what follows the image (a signature) for a part of
 //! it.
 
+use std::fs::File;
 use std::mem::offset_of;
 
 use linux_loader::loader::bootparam::{LOADED_HIGH, XLF_KERNEL_64, boot_params, setup_header};
 use vm_memory::ByteValued;
 
 use super::super::image::{ImageFile, array_at};
-use super::{KernelEntry, KernelError, LoadedKernel, fits_low_ram};
+use super::{KernelEntry, KernelError, LoadedKernel, fits_low_ram, payload};
 use crate::memory::GuestRam;
 use crate::memory::layout::HIGH_MEMORY_START;
 
@@ -49,12 +50,7 @@ pub(super) fn load(
 ) -> Result<LoadedKernel, KernelError> {
     let mut header = read_header(head);
     check_protocol(&header)?;
-    let setup_sects = match header.setup_sects {
-        0 => DEFAULT_SETUP_SECTS,
-        sectors => sectors,
-    };
-    // The boot sector, then setup_sects more, then the protected-mode kernel.
-    let setup_bytes = (u64::from(setup_sects) + 1) * SECTOR_BYTES;
+    let setup_bytes = setup_bytes(&header);
     let kernel_bytes = u64::from(header.syssize) * PARAGRAPH_BYTES;
     image.check_range(setup_bytes, kernel_bytes)?;
 
@@ -72,6 +68,26 @@ pub(super) fn load(
         end: start + size_bytes,
         setup_header: Some(header),
     })
+}
+
+/// The kernel inside, where its compression is known; see [`payload::unpack`].
+pub(super) fn unpack(
+    ram: &GuestRam,
+    image: &ImageFile<'_>,
+    head: &[u8],
+) -> Result<Option<File>, KernelError> {
+    let header = read_header(head);
+    check_protocol(&header)?;
+    payload::unpack(image, &header, setup_bytes(&header), ram.low_end())
+}
+
+/// Where the protected-mode kernel starts in the file: after the boot sector and `setup_sects` more.
+fn setup_bytes(header: &setup_header) -> u64 {
+    let setup_sects = match header.setup_sects {
+        0 => DEFAULT_SETUP_SECTS,
+        sectors => sectors,
+    };
+    (u64::from(setup_sects) + 1) * SECTOR_BYTES
 }
 
 /// Takes as much of the header as the file says it has and alcove knows; the rest stays zero.

@@ -1,3 +1,7 @@
+use std::io::Write;
+
+use proptest::prelude::*;
+
 use super::*;
 use crate::boot::testing::{BzImage, Elf, PT_INTERP, Segment, file, note, ram, read, read_bytes};
 use crate::memory::layout::GIB;
@@ -355,5 +359,84 @@ fn a_bzimage_cut_after_its_magic_is_truncated() {
     assert_refused!(refused, KernelError::Image(ImageError::Truncated { .. }));
     for len in 0x206..0x270 {
         load(&ram(16), &file(&whole[..len])).unwrap_err();
+    }
+}
+
+/// A bzImage around `packed`, compressed as its magic number says.
+fn packed(packed: &[u8], init_size: u32) -> BzImage {
+    let mut image = BzImage::small();
+    const OFFSET: usize = 0x300;
+    image.kernel.truncate(OFFSET);
+    image.kernel.extend(packed);
+    image.payload = (OFFSET as u32, packed.len() as u32);
+    image.kernel.resize(image.kernel.len().next_multiple_of(16), 0);
+    image.syssize = (image.kernel.len() / 16) as u32;
+    image.init_size = init_size;
+    image
+}
+
+/// The same file in every compression that is known.
+fn compressed(data: &[u8]) -> [Vec<u8>; 3] {
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(data).unwrap();
+    let zstd_level = ruzstd::encoding::CompressionLevel::Fastest;
+    let mut zstd = ruzstd::encoding::compress_to_vec(data, zstd_level);
+    let block = lz4_flex::block::compress(data);
+    let mut lz4 = 0x184c_2102u32.to_le_bytes().to_vec();
+    lz4.extend((block.len() as u32).to_le_bytes());
+    lz4.extend(block);
+    for packed in [&mut zstd, &mut lz4] {
+        packed.extend((data.len() as u32).to_le_bytes());
+    }
+    [gzip.finish().unwrap(), lz4, zstd]
+}
+
+#[test]
+fn a_compressed_kernel_is_unpacked_and_loaded_as_what_it_is() {
+    let elf = Elf::small();
+    let expected = load_elf(&elf).unwrap();
+    for data in compressed(&elf.bytes()) {
+        let image = packed(&data, MIB as u32);
+
+        assert_eq!(load_unpacked(&ram(16), &image.file()).unwrap(), expected, "{:x?}", &data[..2]);
+    }
+}
+
+#[test]
+fn a_compression_that_is_not_known_is_left_to_the_guest() {
+    let image = packed(b"BZh9 and so on", 0x20_0000);
+
+    let kernel = load_unpacked(&ram(16), &image.file()).unwrap();
+
+    assert_eq!(kernel, load(&ram(16), &image.file()).unwrap());
+}
+
+#[test]
+fn a_kernel_that_unpacks_to_more_than_it_may_is_refused() {
+    let elf = Elf::small().bytes();
+    for data in compressed(&elf) {
+        let image = packed(&data, elf.len() as u32 - 1);
+
+        let refused = load_unpacked(&ram(16), &image.file()).unwrap_err();
+
+        assert!(refused.to_string().contains("init_size"), "{refused}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn damaged_compressed_kernels_are_refused_without_a_panic(
+        which in 0usize..3,
+        at: prop::sample::Index,
+        damage in prop::collection::vec(any::<u8>(), 1..20),
+        end: prop::sample::Index,
+    ) {
+        let mut data = compressed(&Elf::small().bytes())[which].clone();
+        let at = 4 + at.index(data.len() - 4);
+        for (slot, byte) in data[at..].iter_mut().zip(&damage) {
+            *slot ^= byte;
+        }
+        data.truncate(4 + end.index(data.len() - 3));
+        let _ = load_unpacked(&ram(16), &packed(&data, MIB as u32).file());
     }
 }
