@@ -318,7 +318,8 @@ fn one_interrupt_brings_no_more_than_a_fifo() {
     start_driver(port);
     fixture.type_bytes(&pattern(4000));
     fixture.line.wait_past(0, PATIENCE);
-    thread::sleep(Duration::from_millis(20));
+    // As long as this the pause will be.
+    thread::sleep(Duration::from_millis(100));
     let mut count = 0;
     while read(port, LSR) & LSR_DATA_READY != 0 {
         read(port, DATA);

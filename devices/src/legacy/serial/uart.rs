@@ -75,7 +75,7 @@ const FIFO_BYTES: usize = 64;
 /// The FIFO is filled up once this much is free, so that one interrupt is good for many bytes.
 const FIFO_REFILL_BYTES: usize = 48;
 /// The pause between two fillings of the FIFO, whatever the guest needed for the first.
-const PAUSES: (Duration, Duration) = (Duration::from_micros(50), Duration::from_millis(10));
+const PAUSES: (Duration, Duration) = (Duration::from_micros(50), Duration::from_millis(100));
 /// This many reads of the line status in a row, and no other access, are a guest that waits for
 /// input without interrupts. Linux reads it up to three times in a row when it prints.
 const WAITING_POLLS: u8 = 16;
@@ -217,7 +217,7 @@ impl Uart {
     fn pause(&mut self) {
         let due = !self.paused
             && !self.queue.is_empty()
-            && self.chip.fifo_capacity() >= FIFO_REFILL_BYTES
+            && self.chip.fifo_capacity() >= FIFO_BYTES
             && self.is_driven_by_interrupts();
         if due {
             let (shortest, longest) = PAUSES;
@@ -249,7 +249,9 @@ impl Uart {
     /// RTS/CTS flow control.
     fn guest_takes_input(&mut self) -> bool {
         let modem = self.chip.read(register::MCR);
-        let takes_interrupt = !self.paused && self.is_driven_by_interrupts();
+        // One that is in its handler empties the FIFO first.
+        let in_handler = self.paused || self.chip.fifo_capacity() < FIFO_BYTES;
+        let takes_interrupt = !in_handler && self.is_driven_by_interrupts();
         let holds_off = modem & (MCR_DTR | MCR_RTS) == MCR_DTR;
         let polls = self.line_status_polls >= WAITING_POLLS;
         modem & MCR_LOOP == 0 && !holds_off && (takes_interrupt || polls)
