@@ -86,7 +86,7 @@ pub enum SpanError {
     #[error("\"{0}\" is not a duration; write a number with its unit, such as 2s, 500ms or 1m 30s")]
     NotASpan(String),
     /// Past [`Span::MAX`].
-    #[error("\"{0}\" is more than a hundred years; leave it out to wait for ever")]
+    #[error("\"{0}\" is more than a hundred years; give less")]
     TooLong(String),
 }
 

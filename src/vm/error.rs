@@ -48,7 +48,7 @@ pub enum VmError {
         source: io::Error,
     },
     /// More vCPUs than KVM offers.
-    #[error("--cpus {asked} is more than the {most} that KVM offers here")]
+    #[error("--cpus {asked} is more than the {most} that KVM offers here; give less")]
     TooManyCpus {
         /// What was asked for.
         asked: u32,
