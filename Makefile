@@ -36,6 +36,10 @@ build: ## compile the debug build
 static: ## compile a release build without shared libraries
 	RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --target $(STATIC_TARGET)
 
+.PHONY: start-up
+start-up: guest lab static ## measure a start in the lab: time to the first output and to init, memory
+	scripts/start-up.sh
+
 .PHONY: guest
 guest: run-packages ## build the guest's kernel and initramfs into target/guest
 	scripts/guest.sh

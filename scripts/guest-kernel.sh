@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
 # Builds the guest's kernel from Debian's source package: vmlinux (stripped) and bzImage.
 #
-# usage: guest-kernel.sh OUTPUT_DIRECTORY CONFIG_FRAGMENT LZ4_COMMAND
+# usage: guest-kernel.sh OUTPUT_DIRECTORY CONFIG_FRAGMENT
 #        guest-kernel.sh --identity
 set -euo pipefail
 
 package=linux-source-6.12
 
 if [ "${1-}" = --identity ]; then
-    dpkg-query --show "$package" gcc binutils
+    dpkg-query --show "$package" gcc binutils lz4
     exit
 fi
 
-output=$(realpath "$1") fragment=$(realpath "$2") lz4=$(realpath "$3")
+output=$(realpath "$1") fragment=$(realpath "$2")
 log=$output/build.log
 tree=$output/tree
 
@@ -68,7 +68,7 @@ compile() {
     make -j "$(nproc)" \
         KBUILD_BUILD_TIMESTAMP='1970-01-01 00:00:00 UTC' \
         KBUILD_BUILD_USER=alcove KBUILD_BUILD_HOST=alcove KBUILD_BUILD_VERSION=1 \
-        LZ4="$lz4" vmlinux bzImage
+        vmlinux bzImage
 }
 
 echo 'guest-kernel: building the kernel of the guest, about five minutes on two CPUs'

@@ -7,7 +7,7 @@ set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 guest=resources/guest
-kernel=$(scripts/cached.sh kernel scripts/guest-kernel.sh "$guest/kernel.config" scripts/lz4-store.pl)
+kernel=$(scripts/cached.sh kernel scripts/guest-kernel.sh "$guest/kernel.config")
 initramfs=$(scripts/cached.sh initramfs scripts/guest-initramfs.sh "$guest/init" "$guest/fstab")
 programs=$(scripts/cached.sh programs scripts/guest-programs.sh "$guest"/programs/*.c)
 

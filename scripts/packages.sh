@@ -15,6 +15,7 @@ run_packages=(
     bc                # computes kernel/time/timeconst.h
     libelf-dev        # the kernel's objtool
     xz-utils          # unpacks linux-source
+    lz4               # compresses the bzImage
     busybox-static    # the guest's user space
     cpio              # packs the initramfs
 )

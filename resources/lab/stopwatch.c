@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/personality.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -53,6 +54,8 @@ int main(int argc, char **argv)
         dup2(ends[1], STDOUT_FILENO);
         close(ends[0]);
         close(ends[1]);
+        // Where mappings lie decides how many pages of a file a fault brings in.
+        personality(ADDR_NO_RANDOMIZE);
         execvp(argv[2], argv + 2);
         _exit(125);
     }

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Boots one of Debian's cloud kernels, as it is packaged, on this machine's /dev/kvm with the tests'
+# initramfs, and says how long it took. On a software KVM that is a quarter of an hour or more, which
+# is why it is no test; docs/software-kvm.md has the end of such a log.
+#
+# usage: debian-boot.sh [6.1|6.12]
+#
+# Needs what `make guest lab build` leaves.
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+series=${1-6.12}
+SECONDS=0
+# Periodic ticks that are late become one; with timers of high resolution they pile up until an
+# interpreted kernel does nothing else. The watchdogs would take it for hung.
+target/release/alcove run --kernel "target/guest/debian-$series" \
+    --initrd target/guest/initramfs.cpio --memory 256M \
+    --append 'nohz=off highres=off nowatchdog nokaslr' </dev/null
+echo "debian-boot: $series took $SECONDS s"
