@@ -131,6 +131,14 @@ pub fn impossible_cpus_and_memory_are_refused() {
     assert_refused(run(&["--timeout", "1000years"]), &["--timeout", "hundred years"]);
 }
 
+pub fn more_cpus_than_kvm_offers_are_refused() {
+    let kernel = some_kernel();
+
+    let ended = run(&["--kernel", path(&kernel), "--cpus", "100000"]);
+
+    assert_refused(ended, &["--cpus 100000", "KVM", "give less"]);
+}
+
 pub fn a_command_line_over_the_limit_is_refused() {
     let kernel = some_kernel();
     let long = "x".repeat(2100);

@@ -57,6 +57,26 @@ pub fn bzimage_runs_in_8_gib() {
     assert!((7_500_000..8_388_608).contains(&memory_kib), "{memory_kib} KiB");
 }
 
+pub fn debian_6_1_reaches_user_space() {
+    debian("6.1");
+}
+
+pub fn debian_6_12_reaches_user_space() {
+    debian("6.12");
+}
+
+/// Boots Debian's cloud kernel as it is packaged.
+#[track_caller]
+fn debian(series: &str) {
+    let command = guest_command(&format!("debian-{series}"), &["--cpus", "2", "--memory", "512M"]);
+
+    let Finished { stdout, .. } = finish(command).expect(0);
+
+    assert!(stdout.contains(&format!("alcove-guest: kernel {series}.")), "{stdout}");
+    assert!(stdout.contains("alcove-guest: cpus 2"), "{stdout}");
+    assert!(stdout.contains("reboot: Power down"), "{stdout}");
+}
+
 pub fn a_script_gives_its_status() {
     run_script("echo about to end; exit 7", &[], &[]).expect(7);
 }

@@ -109,6 +109,30 @@ pub fn a_mebibyte_goes_both_ways_through_a_slow_guest() {
     assert!(after < before + 1024, "resident memory went from {before} to {after} KiB");
 }
 
+/// Neither what the guest prints nor what alcove has to say goes anywhere.
+pub fn a_reader_that_leaves_does_not_disturb_the_guest() {
+    const LINES: u32 = 5000;
+    let mut a = CodeAssembler::new(64).unwrap();
+    let mut again = a.create_label();
+    a.mov(ecx, LINES).unwrap();
+    a.set_label(&mut again).unwrap();
+    a.mov(al, u32::from(b'\n')).unwrap();
+    a.mov(dx, 0x3f8).unwrap();
+    a.out(dx, al).unwrap();
+    a.dec(ecx).unwrap();
+    a.jnz(again).unwrap();
+    a.mov(al, 7).unwrap();
+    a.mov(dx, 0xf4).unwrap();
+    a.out(dx, al).unwrap();
+    a.hlt().unwrap();
+    let guest = kernel(&mut a);
+    let mut child = command(&guest, &["--log", "debug"]).spawn().unwrap();
+
+    drop((child.stdout.take(), child.stderr.take()));
+
+    wait(child).expect(7);
+}
+
 pub fn a_socket_is_a_console() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("console");
@@ -227,20 +251,22 @@ pub fn the_shell_takes_commands() {
 pub fn a_paste_into_linux_arrives_whole() {
     const BYTES: usize = 80 << 10;
     let script = format!(
-        "stty raw -echo crtscts; echo ready; sleep 1; \
+        "stty raw -echo crtscts; echo paste-ready; sleep 1; \
          head -c {BYTES} >/tmp/paste; sha256sum </tmp/paste"
     );
     let image = crate::alcove::initramfs(&script, &[]);
-    let mut linux = script_command(&image, &[]);
+    let limit = format!("{}s", patience().as_secs());
+    let mut linux = script_command(&image, &["--timeout", &limit]);
     linux.stdin(Stdio::piped());
     let mut child = linux.spawn().unwrap();
     let mut input = child.stdin.take().unwrap();
     let sent = pattern(BYTES);
     let expected = sha256(&sent);
-    // What comes before the program has set the line up would be echoed and edited.
+    // What comes before the program has set the line up would be echoed and edited. A guest that
+    // never gets there is ended by its limit.
     let output = child.stdout.as_mut().unwrap();
     let mut said = Vec::new();
-    while !said.ends_with(b"ready") {
+    while !said.ends_with(b"paste-ready") {
         let mut byte = [0];
         output.read_exact(&mut byte).unwrap();
         said.push(byte[0]);

@@ -4,12 +4,16 @@ use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 
 /// Something that a host may lack.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Need {
     /// A /dev/kvm that opens.
     Kvm,
     /// A KVM that interprets guest kernels.
     SoftwareKvm,
+    /// A KVM that runs guest kernels on the processor, since the guest is a large one.
+    HardwareKvm,
+    /// Debian's kernels, which `make lab` fetches.
+    DebianKernels,
     /// Port accesses that take microseconds; emulated hardware takes tens.
     FastPorts,
     /// A processor that gives the guest an XCR0 of its own.
@@ -28,6 +32,10 @@ impl Need {
             Self::SoftwareKvm => {
                 (has_kvm() && !has_hardware_kvm(), "this KVM interprets no guest kernels")
             }
+            Self::HardwareKvm => (has_hardware_kvm(), "this KVM would take hours"),
+            Self::DebianKernels => {
+                (guest_file("debian-6.12").exists(), "no kernels of Debian's; run make lab")
+            }
             Self::FastPorts => (!crate::lab::is_inside(), "the lab's ports are slow"),
             Self::GuestXcr0 => (!crate::lab::is_inside(), "the lab's AMD-V does not switch XCR0"),
             Self::Guest => (guest_file("vmlinux").exists(), "no guest; run make guest"),
@@ -39,7 +47,7 @@ impl Need {
     /// Whether the lab has it.
     pub fn is_in_lab(self) -> bool {
         match self {
-            Self::Kvm | Self::Guest | Self::Root => true,
+            Self::Kvm | Self::HardwareKvm | Self::Guest | Self::DebianKernels | Self::Root => true,
             Self::SoftwareKvm | Self::FastPorts | Self::GuestXcr0 => false,
         }
     }

@@ -10,6 +10,7 @@ mod boot;
 mod cli;
 mod console;
 mod cpio;
+mod cpus;
 mod host;
 mod lab;
 mod pause;
@@ -22,7 +23,7 @@ use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
 
-use host::Need;
+use host::{Need, has_hardware_kvm};
 
 /// One test: its name, what it needs, what it does. It fails by panicking.
 struct Test {
@@ -49,6 +50,7 @@ const TESTS: &[Test] = tests![
     bad_input::an_initrd_that_does_not_fit_is_refused,
     bad_input::an_unwritable_serial_file_is_refused,
     bad_input::impossible_cpus_and_memory_are_refused,
+    bad_input::more_cpus_than_kvm_offers_are_refused[Kvm],
     bad_input::no_kvm_is_told_with_its_remedy[Root],
     bad_input::unknown_keys_are_told_with_the_nearest,
     bare_metal::a_guest_that_spins_is_ended_by_the_time_limit[Kvm],
@@ -65,6 +67,8 @@ const TESTS: &[Test] = tests![
     bare_metal::unknown_addresses_read_as_ones[Kvm],
     boot::a_kernel_panic_gives_126[Kvm, Guest],
     boot::a_script_gives_its_status[Kvm, Guest],
+    boot::debian_6_1_reaches_user_space[HardwareKvm, Guest, DebianKernels],
+    boot::debian_6_12_reaches_user_space[HardwareKvm, Guest, DebianKernels],
     boot::avx_programs_side_by_side_compute_right[Kvm, Guest, GuestXcr0],
     boot::bzimage_reports_and_ends[Kvm, Guest],
     boot::bzimage_runs_in_64_mib[Kvm, Guest],
@@ -80,6 +84,7 @@ const TESTS: &[Test] = tests![
     console::a_mebibyte_goes_both_ways_through_a_slow_guest[Kvm, FastPorts],
     console::a_paste_into_linux_arrives_whole[Kvm, Guest],
     console::a_pty_is_a_console[Kvm],
+    console::a_reader_that_leaves_does_not_disturb_the_guest[Kvm],
     console::a_socket_is_a_console[Kvm],
     console::a_terminal_is_put_back_whatever_ends_alcove[Kvm],
     console::the_escape_key_helps_and_ends[Kvm],
@@ -87,7 +92,8 @@ const TESTS: &[Test] = tests![
     pause::pausing_loses_no_access_and_repeats_none[Kvm],
     power::a_guest_that_ignores_its_power_button_is_ended[Kvm],
     power::a_second_sigterm_ends_at_once[Kvm],
-    power::linux_finds_its_cpus[Kvm, Guest],
+    cpus::linux_finds_its_cpus[Kvm, Guest],
+    cpus::a_storm_of_interrupts_leaves_the_guest_consistent[Kvm, Guest],
     power::linux_powers_off_by_its_button[Kvm, Guest],
     power::linux_resets_by_acpi[Kvm, Guest],
     power::linux_without_acpi_runs_on_one_cpu_and_is_told_of[Kvm, Guest],
@@ -105,7 +111,10 @@ fn main() -> ExitCode {
         return lab::agent::main(TESTS);
     }
     let arguments = Arguments::from_args();
-    let plain = TESTS.iter().map(|test| trial(test, !arguments.list));
+    // What is only for the other kind of KVM is not missing here: it runs in the lab.
+    let only_lab = |test: &&Test| test.needs.contains(&Need::HardwareKvm) && !has_hardware_kvm();
+    let plain = TESTS.iter().filter(|test| !only_lab(test));
+    let plain = plain.map(|test| trial(test, !arguments.list));
     let trials = plain.chain(lab::trials(TESTS, &arguments)).collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }

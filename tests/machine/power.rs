@@ -166,14 +166,6 @@ pub fn linux_resets_by_acpi() {
     run_script(script, &[], &["--append", "reboot=acpi"]).expect(0);
 }
 
-pub fn linux_finds_its_cpus() {
-    let script = "[ $(nproc) = 2 ] || exit 1; exit 42";
-
-    let ended = run_script(script, &[], &["--cpus", "2"]).expect(42);
-
-    assert!(!ended.stderr.contains("vCPUs"), "{}", ended.stderr);
-}
-
 pub fn linux_without_acpi_runs_on_one_cpu_and_is_told_of() {
     let script = "[ $(nproc) = 1 ] || exit 1; reboot -f";
 

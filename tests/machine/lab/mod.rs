@@ -48,12 +48,16 @@ impl Mode {
     /// Whether `test` runs in this mode: everything that the lab can with threads, one boot in the
     /// counting mode.
     fn runs(self, test: &Test) -> bool {
-        let possible = test.needs.iter().all(|need| need.is_in_lab());
         match self {
-            Self::Threads => possible,
-            Self::Counting => possible && test.name == "boot::vmlinux_reports_and_ends",
+            Self::Threads => has(test),
+            Self::Counting => has(test) && test.name == "boot::vmlinux_reports_and_ends",
         }
     }
+}
+
+/// Whether the lab has all that `test` needs.
+pub fn has(test: &Test) -> bool {
+    test.needs.iter().all(|need| need.is_in_lab())
 }
 
 /// Whether this process runs in the lab.
