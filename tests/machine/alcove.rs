@@ -14,10 +14,9 @@ use crate::cpio;
 use crate::host::guest_file;
 
 /// After this time a guest that should have ended counts as hung. On a software KVM a boot takes half
-/// a minute, with 8 GiB of memory minutes, and on a busy machine longer; in the lab, seconds, but for
-/// the guests that are to run for a minute.
+/// a minute, with 8 GiB of memory minutes, and on a busy machine longer; in the lab, seconds.
 pub fn patience() -> Duration {
-    Duration::from_secs(if crate::lab::is_inside() { 180 } else { 1200 })
+    Duration::from_secs(if crate::lab::is_inside() { 60 } else { 1200 })
 }
 
 /// A run of alcove that has ended.
