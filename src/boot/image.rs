@@ -1,7 +1,7 @@
 //! A file whose bytes go into guest RAM.
 
 use std::fs::File;
-use std::io::{self, Seek, SeekFrom};
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 
 use vm_memory::{
@@ -95,6 +95,14 @@ impl<'a> ImageFile<'a> {
         let mut bytes = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
         self.file.read_exact_at(&mut bytes, offset).map_err(ImageError::Read)?;
         Ok(bytes)
+    }
+
+    /// What is in `len` bytes at `offset`, from front to back. Moves the file's position.
+    pub(super) fn reader(&self, offset: u64, len: u64) -> Result<impl Read + 'a, ImageError> {
+        self.check_range(offset, len)?;
+        let mut file = self.file;
+        file.seek(SeekFrom::Start(offset)).map_err(ImageError::Read)?;
+        Ok(BufReader::new(file).take(len))
     }
 
     /// Reads `len` bytes at `offset` of the file straight into guest RAM at `address`. Moves the

@@ -39,9 +39,10 @@ impl Control {
     /// starts the time limit.
     pub fn new(mailbox: Arc<Mailbox>, timeout: Option<Duration>) -> io::Result<Self> {
         let mut mask = SigSet::empty();
+        let ignored = ignored_signals()?;
         for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
             // As nohup and background jobs of a script leave them.
-            if !is_ignored(signal)? {
+            if !ignored.contains(signal) {
                 mask.add(signal);
             }
         }
@@ -111,12 +112,12 @@ impl Button {
     }
 }
 
-/// Whether whoever started alcove has it ignore `signal`.
-fn is_ignored(signal: Signal) -> io::Result<bool> {
+/// The signals that whoever started alcove has it ignore.
+fn ignored_signals() -> io::Result<SigSet> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = ignored.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);
-    Ok(mask >> (signal as u32 - 1) & 1 != 0)
+    Ok(Signal::iterator().filter(|signal| mask >> (*signal as u32 - 1) & 1 != 0).collect())
 }
 
 /// A timer that fires once after `limit`.

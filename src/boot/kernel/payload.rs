@@ -17,7 +17,9 @@ use super::KernelError;
 use crate::boot::image::{ImageError, ImageFile};
 
 /// Behind every payload but gzip's, which has it itself, stands its size when unpacked.
-const SIZE_BYTES: usize = 4;
+const SIZE_BYTES: u64 = 4;
+/// Enough to tell the compressions apart.
+const MAGIC_BYTES: u64 = 4;
 /// What is unpacked at a time.
 const CHUNK_BYTES: usize = 1 << 20;
 
@@ -34,14 +36,16 @@ pub(super) fn unpack(
     limit: u64,
 ) -> Result<Option<File>, KernelError> {
     let (start, length) = (header.payload_offset, header.payload_length);
-    let packed = image.read_vec(offset + u64::from(start), length.into())?;
-    let less_size = packed.split_last_chunk::<SIZE_BYTES>().map_or(&[][..], |(data, _)| data);
+    let (start, length) = (offset + u64::from(start), u64::from(length));
+    let magic = image.read_vec(start, length.min(MAGIC_BYTES))?;
+    let packed = |trailer| image.reader(start, length.saturating_sub(trailer));
     let failed = |error: String| KernelError::Payload { cause: error };
-    let decoder: Box<dyn Read + '_> = match packed.as_slice() {
-        [0x1f, 0x8b, ..] => Box::new(GzDecoder::new(packed.as_slice())),
-        [0x02, 0x21, 0x4c, 0x18, ..] => Box::new(FrameDecoder::new(less_size)),
+    let decoder: Box<dyn Read + '_> = match magic.as_slice() {
+        [0x1f, 0x8b, ..] => Box::new(GzDecoder::new(packed(0)?)),
+        [0x02, 0x21, 0x4c, 0x18, ..] => Box::new(FrameDecoder::new(packed(SIZE_BYTES)?)),
         [0x28, 0xb5, 0x2f, 0xfd, ..] => {
-            Box::new(StreamingDecoder::new(less_size).map_err(|e| failed(e.to_string()))?)
+            let decoder = StreamingDecoder::new(packed(SIZE_BYTES)?);
+            Box::new(decoder.map_err(|e| failed(e.to_string()))?)
         }
         _ => return Ok(None),
     };

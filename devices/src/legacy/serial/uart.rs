@@ -72,8 +72,6 @@ const QUEUE_BYTES: usize = 4096;
 const QUEUE_LOW_BYTES: usize = QUEUE_BYTES / 2;
 /// vm-superio's receive FIFO.
 const FIFO_BYTES: usize = 64;
-/// The FIFO is filled up once this much is free, so that one interrupt is good for many bytes.
-const FIFO_REFILL_BYTES: usize = 48;
 /// The pause between two fillings of the FIFO, whatever the guest needed for the first.
 const PAUSES: (Duration, Duration) = (Duration::from_micros(50), Duration::from_millis(100));
 /// This many reads of the line status in a row, and no other access, are a guest that waits for
@@ -217,7 +215,7 @@ impl Uart {
     fn pause(&mut self) {
         let due = !self.paused
             && !self.queue.is_empty()
-            && self.chip.fifo_capacity() >= FIFO_BYTES
+            && self.fifo_is_empty()
             && self.is_driven_by_interrupts();
         if due {
             let (shortest, longest) = PAUSES;
@@ -231,13 +229,12 @@ impl Uart {
 
     /// Moves input from the queue to the FIFO when the guest is ready for it.
     fn refill(&mut self) {
-        let free = self.chip.fifo_capacity();
-        if self.queue.is_empty() || free < FIFO_REFILL_BYTES || !self.guest_takes_input() {
+        if self.queue.is_empty() || !self.fifo_is_empty() || !self.guest_takes_input() {
             return;
         }
         self.filled_at = Instant::now();
         let mut chunk = [0; FIFO_BYTES];
-        let count = free.min(self.queue.len()).min(FIFO_BYTES);
+        let count = self.queue.len().min(FIFO_BYTES);
         for (slot, byte) in chunk.iter_mut().zip(self.queue.drain(..count)) {
             *slot = byte;
         }
@@ -249,12 +246,14 @@ impl Uart {
     /// RTS/CTS flow control.
     fn guest_takes_input(&mut self) -> bool {
         let modem = self.chip.read(register::MCR);
-        // One that is in its handler empties the FIFO first.
-        let in_handler = self.paused || self.chip.fifo_capacity() < FIFO_BYTES;
-        let takes_interrupt = !in_handler && self.is_driven_by_interrupts();
+        let takes_interrupt = !self.paused && self.is_driven_by_interrupts();
         let holds_off = modem & (MCR_DTR | MCR_RTS) == MCR_DTR;
         let polls = self.line_status_polls >= WAITING_POLLS;
         modem & MCR_LOOP == 0 && !holds_off && (takes_interrupt || polls)
+    }
+
+    fn fifo_is_empty(&self) -> bool {
+        self.chip.fifo_capacity() == FIFO_BYTES
     }
 
     fn is_driven_by_interrupts(&mut self) -> bool {
