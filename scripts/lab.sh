@@ -11,8 +11,8 @@
 #   COMMAND     is run there, with /lab as folder, ALCOVE=/lab/alcove and ALCOVE_GUEST=/lab/guest;
 #               without one a shell opens on the terminal
 #
-# Standard output is what the command prints on either stream, and the exit status is its own. A lab that dies or does not end in time is told with the last lines of its
-# console and has the status 125.
+# Standard output is what the command prints on either stream, and the exit status is its own. A lab
+# that dies or does not end in time is told with the last lines of its console and has the status 125.
 #
 #   ALCOVE_LAB_CONSOLE     file that gets the lab's console; default: none
 #   ALCOVE_LAB_DEADLINE_S  seconds that a command may take; default: 1800
