@@ -10,6 +10,8 @@ pub mod bus;
 pub mod event;
 pub mod interrupt;
 pub mod legacy;
+pub mod rate_limit;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod timer;
+pub mod virtio;

@@ -1,0 +1,16 @@
+//! Virtio 1.2 devices.
+//!
+//! A device ([`device::VirtioDevice`]) knows its backend, its queues and how to signal the driver.
+//! A transport ([`transport`]) shows it to the guest and knows nothing but the trait.
+
+pub mod blk;
+pub mod chain;
+#[cfg(test)]
+mod conformance;
+pub mod device;
+pub mod queue;
+pub mod rng;
+pub mod served;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+pub mod transport;

@@ -1,0 +1,7 @@
+//! How the guest sees a virtio device.
+
+pub mod core;
+pub mod mmio;
+
+#[cfg(test)]
+mod tests;
