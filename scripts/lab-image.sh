@@ -11,7 +11,7 @@ package=$(dirname "$(realpath "${BASH_SOURCE[0]}")")/debian-package.sh
 
 if [ "${1-}" = --identity ]; then
     "$package" name "$pattern"
-    dpkg-query --show busybox-static cpio gcc kmod libc6-dev
+    dpkg-query --show busybox-static cpio e2fsprogs gcc kmod libc6 libc6-dev
     exit
 fi
 
@@ -35,6 +35,21 @@ copy_modules() {
     done
 }
 
+# Copies programs of this machine with the libraries that they load, to the same places.
+copy_programs() {
+    local program file
+    for program in mke2fs e2fsck debugfs; do
+        program=$(command -v "$program")
+        cp "$program" "$root/sbin/"
+        ldd "$program" | sed -n 's/.*[[:space:]]\(\/[^ ]*\) (.*/\1/p' | while read -r file; do
+            mkdir -p "$root$(dirname "$file")"
+            cp --dereference --update "$file" "$root$file"
+        done
+    done
+    mkdir -p "$root/etc"
+    : >"$root/etc/mtab"
+}
+
 mkdir -p "$work" "$root"/{bin,dev,etc,lab,lib/modules,proc,root,run,sbin,sys,tmp,usr/bin,usr/sbin}
 cd "$work"
 "$package" extract "$pattern"
@@ -44,6 +59,7 @@ install -m 755 /bin/busybox "$root/bin/busybox"
 ln -s busybox "$root/bin/sh"
 install -m 755 "$init" "$root/init"
 gcc -O2 -Wall -Wextra -Werror -static -s -o "$root/sbin/hold" "$hold"
+copy_programs
 find "$root" -exec touch --no-dereference --date @0 {} +
 cd "$root"
 find . -mindepth 1 -print0 | LC_ALL=C sort --zero-terminated |

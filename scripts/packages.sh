@@ -21,6 +21,7 @@ run_packages=(
 )
 test_packages=(
     acpica-tools    # iasl, which checks the ACPI tables
+    e2fsprogs       # makes and checks the disks of test guests
     shellcheck      # checks these scripts
     qemu-system-x86 # the lab: a machine with hardware-virtualised KVM, emulated
     kmod            # depmod and modprobe: which modules the lab needs, in order

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use devices::legacy::serial::SerialConfig;
+use devices::virtio::blk::DiskConfig;
+use devices::virtio::rng::RngConfig;
 
 use crate::config::{AssistMode, CpuConfig, MemoryConfig, Span, VmConfig, keyvalue};
 use crate::log::Level;
@@ -58,6 +60,13 @@ pub struct RunArgs {
     /// RAM, with K, M, G or T [default: 256M]
     #[arg(short, long, value_name = "SIZE", value_parser = parse_memory)]
     pub memory: Option<MemoryConfig>,
+    /// Disk, repeatable, vda first: FILE with readonly, root, direct, queues=N, queue-size=N,
+    /// engine=io_uring|sync, id=S, iops=RATE, bandwidth=RATE, discard=on|off, sync=on|off
+    #[arg(short, long = "disk", value_name = "FILE,…", value_parser = parse_disk)]
+    pub disks: Vec<DiskConfig>,
+    /// Entropy device: on or off, with bandwidth=RATE [default: on]
+    #[arg(long, value_name = "on|off", value_parser = parse_rng)]
+    pub rng: Option<RngConfig>,
     /// First serial port: stdio, null, file=PATH, unix=PATH or pty [default: stdio]
     #[arg(long, value_name = "WHERE")]
     pub serial: Option<SerialConfig>,
@@ -99,6 +108,8 @@ impl RunArgs {
             cmdline,
             cpus,
             memory,
+            disks,
+            rng,
             serial,
             timeout,
             shutdown_timeout,
@@ -117,6 +128,10 @@ impl RunArgs {
         override_optional(&mut config.shutdown_timeout, shutdown_timeout);
         override_with(&mut config.cpus, cpus);
         override_with(&mut config.memory, memory);
+        override_with(&mut config.rng, rng);
+        if !disks.is_empty() {
+            config.disks = disks;
+        }
         override_with(&mut config.serial, serial);
         override_with(&mut config.assist, assist);
     }
@@ -136,6 +151,14 @@ fn override_optional<T>(setting: &mut Option<T>, flag: Option<T>) {
 
 fn parse_cpus(text: &str) -> Result<CpuConfig, keyvalue::KeyValueError> {
     keyvalue::parse(text, "count")
+}
+
+fn parse_disk(text: &str) -> Result<DiskConfig, keyvalue::KeyValueError> {
+    keyvalue::parse(text, DiskConfig::FIRST_KEY)
+}
+
+fn parse_rng(text: &str) -> Result<RngConfig, keyvalue::KeyValueError> {
+    keyvalue::parse(text, "enabled")
 }
 
 fn parse_memory(text: &str) -> Result<MemoryConfig, keyvalue::KeyValueError> {

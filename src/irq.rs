@@ -23,8 +23,10 @@ pub mod gsi {
     pub const COM1: u32 = devices::legacy::serial::COM1_IRQ;
     /// ACPI's generic event device, which only kernels with ACPI tables know.
     pub const GENERIC_EVENT: u32 = 23;
-    /// Free for devices, those that every kernel can use first.
-    pub const DEVICES: [u32; 16] = [5, 6, 7, 9, 10, 11, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22];
+    /// Free for devices: first those that every kernel can use, last those that belong to devices
+    /// of a PC that this machine does not have (COM2, the real-time clock, the coprocessor).
+    pub const DEVICES: [u32; 19] =
+        [5, 6, 7, 9, 10, 11, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22, 3, 8, 13];
 }
 
 /// Masks all inputs of the 8259 pair, as firmware leaves them.

@@ -10,6 +10,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use devices::legacy::serial::SerialConfig;
+use devices::virtio::blk::{DiskConfig, DiskConfigError};
+use devices::virtio::rng::RngConfig;
 use serde::{Deserialize, Serialize};
 
 pub use units::{ByteSize, Span};
@@ -47,6 +49,11 @@ pub struct VmConfig {
     pub cpus: CpuConfig,
     /// The memory.
     pub memory: MemoryConfig,
+    /// The entropy device.
+    pub rng: RngConfig,
+    /// The disks, vda first.
+    #[serde(rename = "disk", skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskConfig>,
 }
 
 /// How long a guest may take to power off when nothing else is said.
@@ -122,6 +129,23 @@ pub enum ConfigError {
     /// No processor.
     #[error("--cpus 0 leaves nothing to run on; give at least 1")]
     NoCpus,
+    /// A disk that cannot be.
+    #[error("--disk {}", path.display())]
+    Disk {
+        /// The image.
+        path: PathBuf,
+        /// What is wrong.
+        source: DiskConfigError,
+    },
+    /// Two disks would write one image.
+    #[error("--disk {} is given twice; give each disk an image of its own, or all of them ,readonly", path.display())]
+    DiskTwice {
+        /// The image.
+        path: PathBuf,
+    },
+    /// Two root file systems.
+    #[error("--disk: two disks have ,root; leave it with one")]
+    TwoRoots,
     /// Processors that cannot be arranged as asked.
     #[error("--cpus")]
     Topology(#[source] TopologyError),
@@ -133,7 +157,24 @@ impl VmConfig {
         if self.append.is_some() && self.cmdline.is_some() {
             return Err(ConfigError::AppendAndCmdline);
         }
-        self.cpus.topology().map(drop)
+        self.cpus.topology()?;
+        self.validate_disks()
+    }
+
+    fn validate_disks(&self) -> Result<(), ConfigError> {
+        for (index, disk) in self.disks.iter().enumerate() {
+            let path = disk.path.clone();
+            disk.validate().map_err(|source| ConfigError::Disk { path: path.clone(), source })?;
+            let is_same = |other: &&DiskConfig| other.path == path;
+            let shared = self.disks[..index].iter().find(is_same);
+            if shared.is_some_and(|other| !(disk.readonly && other.readonly)) {
+                return Err(ConfigError::DiskTwice { path });
+            }
+        }
+        if self.disks.iter().filter(|disk| disk.root).count() > 1 {
+            return Err(ConfigError::TwoRoots);
+        }
+        Ok(())
     }
 
     /// The flag to blame when the kernel's command line is no good.

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use devices::bus::Bus;
+use devices::virtio::blk::DiskConfig;
 use kvm_bindings::{
     CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config,
     kvm_userspace_memory_region,
@@ -15,10 +16,11 @@ use kvm_bindings::{
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use super::control::Control;
-use super::{Machine, Mailbox, Outcome, VmError, legacy};
+use super::{Machine, Mailbox, Outcome, VmError, legacy, virtio};
 use crate::arch::x86_64::regs::LongModeTables;
 use crate::arch::x86_64::topology::Topology;
 use crate::arch::x86_64::{cpuid, msrs, regs};
+use crate::boot::acpi::MmioDevice;
 use crate::boot::cmdline::{self, CmdlineParts};
 use crate::boot::params::{self, BootEntry, BootSources};
 use crate::boot::{acpi, initrd, kernel, long_mode};
@@ -42,7 +44,8 @@ pub fn build(config: &VmConfig) -> Result<Machine, VmError> {
         .map_err(|source| VmError::Kvm { call: "tell what CPUID it supports", source })?;
     let assisted = recover::is_needed(config.assist);
     let ram = map_memory(config, cpuid::physical_address_bits(&supported))?;
-    let entry = load_guest(config, &topology, &ram, assisted)?;
+    let places = virtio::places(config)?;
+    let entry = load_guest(config, &topology, &places, &ram, assisted)?;
 
     let mailbox = Arc::new(Mailbox::new().map_err(host("create an eventfd"))?);
     let timeout = config.timeout.map(|span| span.0);
@@ -55,7 +58,9 @@ pub fn build(config: &VmConfig) -> Result<Machine, VmError> {
     let shutdown_timeout = config.shutdown_timeout.unwrap_or(DEFAULT_SHUTDOWN_TIMEOUT);
     control.press_on_terminate(legacy.events, shutdown_timeout.0);
     event_loop.add(Arc::new(Mutex::new(control)));
-    let (ports, mmio) = (Arc::new(legacy.ports), Arc::new(Bus::new()));
+    let mut mmio = Bus::new();
+    let virtio = virtio::attach(config, &places, &vm, &ram, &mut mmio, &mut event_loop)?;
+    let (ports, mmio) = (Arc::new(legacy.ports), Arc::new(mmio));
 
     let mut vcpus = Vec::new();
     for index in 0..config.cpus.count {
@@ -77,7 +82,7 @@ pub fn build(config: &VmConfig) -> Result<Machine, VmError> {
         vcpus.push(VcpuHandle::spawn(vcpu).map_err(host("start a vCPU thread"))?);
     }
     let (console, console_path) = (legacy.console, legacy.console_path);
-    Ok(Machine { vcpus, event_loop, console, console_path, mailbox, _ram: ram, _vm: vm })
+    Ok(Machine { vcpus, virtio, event_loop, console, console_path, mailbox, _ram: ram, _vm: vm })
 }
 
 fn open_kvm() -> Result<Kvm, VmError> {
@@ -102,6 +107,7 @@ fn map_memory(config: &VmConfig, address_bits: u8) -> Result<GuestRam, VmError> 
 fn load_guest(
     config: &VmConfig,
     topology: &Topology,
+    places: &[MmioDevice],
     ram: &GuestRam,
     assisted: bool,
 ) -> Result<BootEntry, VmError> {
@@ -123,16 +129,26 @@ fn load_guest(
         None => None,
     };
     let parts = CmdlineParts {
-        devices: &[],
+        devices: &root_parameter(config),
         append: config.append.as_deref(),
         replacement: config.cmdline.as_deref(),
     };
     let cmdline = cmdline::build(&parts, kernel.cmdline_limit_bytes())
         .map_err(|source| VmError::Cmdline { flag: config.cmdline_flag(), source })?;
-    let platform = legacy::platform(config.cpus.count, topology, &[]);
+    let platform = legacy::platform(config.cpus.count, topology, places);
     let acpi_rsdp = Some(acpi::write(ram, &platform).map_err(VmError::Acpi)?);
     let sources = BootSources { kernel: &kernel, cmdline: &cmdline, initrd, acpi_rsdp };
     params::write(ram, &sources).map_err(VmError::Params)
+}
+
+/// Tells the kernel which disk is its root, if one is.
+fn root_parameter(config: &VmConfig) -> Vec<String> {
+    let root = config.disks.iter().enumerate().find(|(_, disk)| disk.root);
+    let parameter = |(index, disk): (usize, &DiskConfig)| {
+        let mode = if disk.readonly { "ro" } else { "rw" };
+        format!("root=/dev/{} {mode}", virtio::disk_name(index))
+    };
+    root.map(parameter).into_iter().collect()
 }
 
 /// Opens an image for reading, without waiting for a writer if it is a FIFO.

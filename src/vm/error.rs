@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use devices::backend::console::OpenError;
+use devices::virtio::blk::BlkError;
 
 use crate::boot::initrd::InitrdError;
 use crate::config::ConfigError;
@@ -140,6 +141,24 @@ pub enum VmError {
         given: String,
         /// Why not.
         source: OpenError,
+    },
+    /// A disk cannot be had.
+    #[error("--disk {}", path.display())]
+    Disk {
+        /// The image.
+        path: PathBuf,
+        /// Why not.
+        source: BlkError,
+    },
+    /// More virtio devices than there are interrupts.
+    #[error(
+        "--disk: {asked} devices are more than the {most} that there is room for; leave some out"
+    )]
+    TooManyDevices {
+        /// Disks and other virtio devices.
+        asked: usize,
+        /// What there is room for.
+        most: usize,
     },
     /// Two devices want one address range.
     #[error("a device finds its addresses taken")]

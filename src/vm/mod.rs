@@ -6,6 +6,7 @@ mod error;
 mod legacy;
 mod mailbox;
 mod outcome;
+mod virtio;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,6 +17,8 @@ use kvm_ioctls::VmFd;
 use tracing::warn;
 
 pub use error::VmError;
+use virtio::Virtio;
+
 pub use mailbox::Mailbox;
 pub use outcome::Outcome;
 
@@ -36,6 +39,8 @@ const PANIC_MESSAGE: &[u8] = b"Kernel panic - not syncing";
 /// A built machine. Fields are dropped in order: vCPUs stop before what they use goes away.
 pub struct Machine {
     vcpus: Vec<VcpuHandle>,
+    /// Its threads end before guest RAM goes away.
+    virtio: Virtio,
     event_loop: EventLoop,
     console: Console,
     console_path: Option<PathBuf>,
@@ -74,13 +79,16 @@ impl Machine {
 
     /// Lets every vCPU enter the guest, or go on after [`Machine::pause`].
     pub fn resume(&self) {
+        self.virtio.resume();
         self.vcpus.iter().for_each(VcpuHandle::resume);
     }
 
-    /// Parks every vCPU outside the guest, with no port or MMIO access left open.
+    /// Parks every vCPU outside the guest, with no port or MMIO access left open, and the devices
+    /// with no I/O in flight.
     pub fn pause(&self) {
         self.vcpus.iter().for_each(VcpuHandle::pause);
         self.vcpus.iter().for_each(VcpuHandle::wait_paused);
+        self.virtio.pause();
     }
 
     /// Runs the guest until it ends, or is ended, and says how. The terminal is as it was before

@@ -13,7 +13,7 @@ use crate::bare_metal;
 
 /// Fails unless alcove refused with one line that holds all of `parts`.
 #[track_caller]
-fn assert_refused(ended: Finished, parts: &[&str]) {
+pub fn assert_refused(ended: Finished, parts: &[&str]) {
     assert_eq!(ended.status, 125, "{ended:?}");
     assert_eq!(ended.stderr.lines().count(), 1, "{}", ended.stderr);
     for part in parts {

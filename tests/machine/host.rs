@@ -12,6 +12,8 @@ pub enum Need {
     SoftwareKvm,
     /// A KVM that runs guest kernels on the processor, since the guest is a large one.
     HardwareKvm,
+    /// mke2fs, e2fsck and debugfs, of Debian's package e2fsprogs.
+    FileSystemTools,
     /// Debian's kernels, which `make lab` fetches.
     DebianKernels,
     /// Port accesses that take microseconds; emulated hardware takes tens.
@@ -33,6 +35,7 @@ impl Need {
                 (has_kvm() && !has_hardware_kvm(), "this KVM interprets no guest kernels")
             }
             Self::HardwareKvm => (has_hardware_kvm(), "this KVM would take hours"),
+            Self::FileSystemTools => (has_program("debugfs"), "e2fsprogs is not installed"),
             Self::DebianKernels => {
                 (guest_file("debian-6.12").exists(), "no kernels of Debian's; run make lab")
             }
@@ -47,7 +50,12 @@ impl Need {
     /// Whether the lab has it.
     pub fn is_in_lab(self) -> bool {
         match self {
-            Self::Kvm | Self::HardwareKvm | Self::Guest | Self::DebianKernels | Self::Root => true,
+            Self::Kvm
+            | Self::HardwareKvm
+            | Self::Guest
+            | Self::FileSystemTools
+            | Self::DebianKernels
+            | Self::Root => true,
             Self::SoftwareKvm | Self::FastPorts | Self::GuestXcr0 => false,
         }
     }
@@ -60,6 +68,11 @@ fn has_kvm() -> bool {
 /// Whether /dev/kvm runs guest kernels on the processor itself.
 pub fn has_hardware_kvm() -> bool {
     alcove::host::has_hardware_virtualisation()
+}
+
+fn has_program(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join(name).is_file())
 }
 
 fn is_root() -> bool {

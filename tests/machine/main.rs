@@ -11,6 +11,7 @@ mod cli;
 mod console;
 mod cpio;
 mod cpus;
+mod disk;
 mod host;
 mod lab;
 mod pause;
@@ -89,6 +90,17 @@ const TESTS: &[Test] = tests![
     console::a_terminal_is_put_back_whatever_ends_alcove[Kvm],
     console::the_escape_key_helps_and_ends[Kvm],
     console::the_shell_takes_commands[Kvm, Guest],
+    disk::a_full_host_is_an_io_error_in_the_guest[Kvm, Guest, Root],
+    disk::a_read_only_disk_refuses_writes[Kvm, Guest],
+    disk::an_image_that_another_writes_is_refused_with_its_owner[Kvm],
+    disk::bad_disks_are_refused[Kvm],
+    disk::linux_boots_from_a_disk_without_an_initramfs[Kvm, Guest, FileSystemTools],
+    disk::sixteen_disks_have_sixteen_names[Kvm, Guest],
+    disk::the_entropy_device_gives_what_differs[Kvm, Guest],
+    disk::trimming_gives_space_back[Kvm, Guest, FileSystemTools],
+    disk::what_linux_writes_is_what_the_host_finds[Kvm, Guest, FileSystemTools],
+    disk::what_was_synced_survives_a_kill[Kvm, Guest, FileSystemTools],
+    disk::without_an_entropy_device_there_is_none[Kvm, Guest],
     pause::pausing_loses_no_access_and_repeats_none[Kvm],
     power::a_guest_that_ignores_its_power_button_is_ended[Kvm],
     power::a_second_sigterm_ends_at_once[Kvm],

@@ -1,0 +1,149 @@
+//! The virtio devices of a machine: where they stand, and their ways into KVM.
+
+use std::io;
+use std::sync::Arc;
+
+use devices::bus::Bus;
+use devices::interrupt::Interrupt;
+use devices::virtio::blk::VirtioBlk;
+use devices::virtio::device::{Memory, VirtioDevice};
+use devices::virtio::rng::VirtioRng;
+use devices::virtio::transport::mmio::{MMIO_BYTES, MmioTransport};
+use kvm_ioctls::{IoEventAddress, VmFd};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::VmError;
+use crate::boot::acpi::MmioDevice;
+use crate::config::VmConfig;
+use crate::event_loop::EventLoop;
+use crate::irq::gsi;
+use crate::memory::GuestRam;
+use crate::memory::layout::VIRTIO_MMIO_START;
+
+/// The devices behind their transports.
+pub struct Virtio {
+    transports: Vec<Arc<MmioTransport>>,
+}
+
+impl Virtio {
+    /// Returns when no I/O is in flight; none starts before [`Virtio::resume`].
+    pub fn pause(&self) {
+        self.transports.iter().for_each(|transport| transport.pause());
+    }
+
+    /// Goes on after [`Virtio::pause`].
+    pub fn resume(&self) {
+        self.transports.iter().for_each(|transport| transport.resume());
+    }
+}
+
+/// Where the devices of `config` stand, in the order of [`attach`].
+///
+/// # Errors
+/// [`VmError::TooManyDevices`].
+pub fn places(config: &VmConfig) -> Result<Vec<MmioDevice>, VmError> {
+    let (asked, most) = (config.disks.len() + usize::from(config.rng.enabled), gsi::DEVICES.len());
+    if asked > most {
+        return Err(VmError::TooManyDevices { asked, most });
+    }
+    let size_bytes = MMIO_BYTES as u32;
+    let base = |index: u32| VIRTIO_MMIO_START as u32 + index * size_bytes;
+    let place = |(index, gsi): (u32, &u32)| MmioDevice { base: base(index), size_bytes, gsi: *gsi };
+    Ok((0..).zip(&gsi::DEVICES).take(asked).map(place).collect())
+}
+
+/// Makes the devices of `config`, disks first, so that Linux names them in their order from vda on,
+/// and puts them at `places`.
+pub fn attach(
+    config: &VmConfig,
+    places: &[MmioDevice],
+    vm: &VmFd,
+    ram: &GuestRam,
+    mmio: &mut Bus,
+    event_loop: &mut EventLoop,
+) -> Result<Virtio, VmError> {
+    let memory: Memory = Arc::new(ram.memory().clone());
+    let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    for (index, disk) in config.disks.iter().enumerate() {
+        let device = VirtioBlk::open(&disk_name(index), disk)
+            .map_err(|source| VmError::Disk { path: disk.path.clone(), source })?;
+        devices.push(Box::new(device));
+    }
+    if config.rng.enabled {
+        let device = VirtioRng::new(&config.rng).map_err(host("create the entropy device"))?;
+        event_loop.add(device.subscriber());
+        devices.push(Box::new(device));
+    }
+    let mut transports = Vec::new();
+    for (device, place) in devices.into_iter().zip(places) {
+        let line = Arc::new(IrqFd::new(vm, place.gsi)?);
+        let transport = MmioTransport::new(device, Arc::clone(&memory), line);
+        let base = u64::from(place.base);
+        for notifier in transport.notifiers() {
+            let address = IoEventAddress::Mmio(base + notifier.offset);
+            vm.register_ioevent(&notifier.kick, &address, notifier.datamatch)
+                .map_err(|source| VmError::Kvm { call: "watch a queue's notifier", source })?;
+        }
+        mmio.insert(base, place.size_bytes.into(), Arc::clone(&transport) as _)?;
+        transports.push(transport);
+    }
+    Ok(Virtio { transports })
+}
+
+/// What Linux calls disk number `index`: vda to vdz, then vdaa.
+pub fn disk_name(index: usize) -> String {
+    const LETTERS: usize = 26;
+    let letter = |at: usize| char::from(b'a' + (at % LETTERS) as u8);
+    match index.checked_sub(LETTERS) {
+        None => format!("vd{}", letter(index)),
+        Some(rest) => format!("vd{}{}", letter(rest / LETTERS), letter(rest)),
+    }
+}
+
+/// A line of the in-kernel interrupt controllers, raised by an eventfd.
+struct IrqFd(EventFd);
+
+impl IrqFd {
+    fn new(vm: &VmFd, gsi: u32) -> Result<Self, VmError> {
+        let event = EventFd::new(EFD_NONBLOCK).map_err(host("create an eventfd"))?;
+        vm.register_irqfd(&event, gsi)
+            .map_err(|source| VmError::Kvm { call: "route an interrupt", source })?;
+        Ok(Self(event))
+    }
+}
+
+impl Interrupt for IrqFd {
+    fn trigger(&self) -> io::Result<()> {
+        self.0.write(1)
+    }
+}
+
+fn host(call: &'static str) -> impl FnOnce(io::Error) -> VmError {
+    move |source| VmError::Host { call, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::keyvalue;
+
+    #[test]
+    fn disks_are_named_as_linux_names_them() {
+        let names = [(0, "vda"), (25, "vdz"), (26, "vdaa"), (52, "vdba")];
+        assert!(names.iter().all(|(index, name)| disk_name(*index) == *name));
+    }
+
+    #[test]
+    fn every_device_has_a_place_and_an_interrupt_of_its_own() {
+        let disk = keyvalue::parse("a.img", "path").unwrap();
+        let mut config = VmConfig { disks: vec![disk; 16], ..VmConfig::default() };
+        let found = places(&config).unwrap();
+        assert_eq!(found.len(), 17);
+        for (index, place) in found.iter().enumerate() {
+            let apart = |other: &MmioDevice| other.base != place.base && other.gsi != place.gsi;
+            assert!(found[..index].iter().all(apart));
+        }
+        config.disks.resize(100, config.disks[0].clone());
+        assert!(matches!(places(&config), Err(VmError::TooManyDevices { asked: 101, .. })));
+    }
+}

@@ -1,0 +1,331 @@
+//! Disks: Linux on virtio-blk, and what the host finds in the images after.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::alcove::{Finished, alcove, finish, initramfs, run_script, script_command, wait};
+use crate::bad_input::assert_refused;
+use crate::bare_metal;
+use crate::host::{guest_file, has_hardware_kvm};
+
+const MIB: u64 = 1 << 20;
+
+/// A folder with images, removed with them.
+struct Images(TempDir);
+
+impl Images {
+    fn new() -> Self {
+        Self(TempDir::new().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// A sparse image of zeroes.
+    fn empty(&self, name: &str, bytes: u64) -> PathBuf {
+        let path = self.path(name);
+        fs::File::create(&path).unwrap().set_len(bytes).unwrap();
+        path
+    }
+
+    /// A new ext4 file system, with what is in `folder` if one is given.
+    fn ext4(&self, name: &str, bytes: u64, folder: Option<&Path>) -> PathBuf {
+        let path = self.empty(name, bytes);
+        let mut make = Command::new("mke2fs");
+        make.args(["-q", "-F", "-t", "ext4"]);
+        if let Some(folder) = folder {
+            make.arg("-d").arg(folder);
+        }
+        succeed(make.arg(&path));
+        path
+    }
+}
+
+/// Runs a program of the host that must succeed; what it printed.
+#[track_caller]
+fn succeed(command: &mut Command) -> Vec<u8> {
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {} {said}", output.status);
+    output.stdout
+}
+
+/// Fails unless the file system is whole and was unmounted.
+#[track_caller]
+fn assert_clean(image: &Path) {
+    succeed(Command::new("e2fsck").arg("-fn").arg(image));
+}
+
+/// The content of a file in a file system that is not mounted.
+fn read_file(image: &Path, name: &str) -> Vec<u8> {
+    succeed(Command::new("debugfs").args(["-R", &format!("cat {name}")]).arg(image))
+}
+
+fn disk(path: &Path, options: &str) -> String {
+    format!("{}{options}", path.display())
+}
+
+/// Puts `script` where the guest's init runs it, for a guest without an initramfs.
+fn root_folder(script: &str) -> TempDir {
+    let folder = TempDir::new().unwrap();
+    let archive = fs::File::open(guest_file("initramfs.cpio")).unwrap();
+    let mut unpack = Command::new("cpio");
+    unpack.args(["-i", "-d"]).current_dir(folder.path()).stderr(Stdio::null()).stdin(archive);
+    assert!(unpack.status().unwrap().success());
+    for name in ["dev", "etc/alcove"] {
+        fs::create_dir_all(folder.path().join(name)).unwrap();
+    }
+    fs::write(folder.path().join("etc/alcove/run"), script).unwrap();
+    folder
+}
+
+pub fn linux_boots_from_a_disk_without_an_initramfs() {
+    let images = Images::new();
+    let root = root_folder("touch /was-here && sync && mount -o remount,ro / && exit 42");
+    let image = images.ext4("root.ext4", 32 * MIB, Some(root.path()));
+    let mut command = alcove(["run", "--append", "init=/init", "--kernel"]);
+    command.arg(guest_file("vmlinux")).args(["--disk", &disk(&image, ",root")]);
+
+    finish(command).expect(42);
+
+    assert_clean(&image);
+    assert_eq!(read_file(&image, "/was-here"), b"");
+}
+
+/// Several files at once, of lines that tell where they belong.
+pub fn what_linux_writes_is_what_the_host_finds() {
+    const FILES: u64 = 4;
+    let file_bytes = if has_hardware_kvm() { 64 * MIB } else { 2 * MIB };
+    let images = Images::new();
+    let image = images.ext4("data.ext4", 400 * MIB, None);
+    let script = format!(
+        "mount -t ext4 /dev/vda /tmp || exit 1
+         for n in 1 2 3 4; do yes \"this is file $n of {FILES}\" | head -c {file_bytes} >/tmp/$n & done
+         wait; sync; umount /tmp && exit 42"
+    );
+
+    run_script(&script, &[], &["--disk", &disk(&image, ",queues=2"), "--memory", "128M"])
+        .expect(42);
+
+    assert_clean(&image);
+    for number in 1..=FILES {
+        let content = read_file(&image, &format!("/{number}"));
+        let line = format!("this is file {number} of {FILES}\n");
+        assert_eq!(content.len() as u64, file_bytes, "file {number}");
+        let right = content.chunks(line.len()).all(|part| line.as_bytes().starts_with(part));
+        assert!(right, "file {number} differs");
+    }
+}
+
+pub fn trimming_gives_space_back() {
+    let images = Images::new();
+    let image = images.ext4("trim.ext4", 64 * MIB, None);
+    let write = "mount -t ext4 /dev/vda /tmp && dd if=/dev/zero bs=65536 count=128 2>/dev/null | \\
+                 tr '\\0' x >/tmp/large && sync && umount /tmp && exit 42";
+    run_script(write, &[], &["--disk", &disk(&image, "")]).expect(42);
+    let before = fs::metadata(&image).unwrap().blocks();
+
+    let trim = "mount -t ext4 /dev/vda /tmp && rm /tmp/large && sync && fstrim /tmp && \\
+                umount /tmp && exit 42";
+    run_script(trim, &[], &["--disk", &disk(&image, "")]).expect(42);
+
+    let after = fs::metadata(&image).unwrap().blocks();
+    assert!(after + 8 * 2048 <= before + 64, "{before} sectors before, {after} after");
+    assert_clean(&image);
+}
+
+pub fn a_read_only_disk_refuses_writes() {
+    let images = Images::new();
+    let image = images.empty("fixed", 4 * MIB);
+    let script = "[ $(cat /sys/block/vda/ro) = 1 ] || exit 1
+                  echo x 2>/dev/null >/dev/vda && exit 2
+                  [ $(head -c 512 /dev/vda | tr -d '\\0' | wc -c) = 0 ] || exit 3
+                  exit 42";
+
+    run_script(script, &[], &["--disk", &disk(&image, ",readonly")]).expect(42);
+
+    assert!(fs::read(&image).unwrap().iter().all(|byte| *byte == 0));
+}
+
+/// The guest names each file once fsync has returned for it; what it named has to be there after
+/// alcove was killed, whatever it was doing.
+pub fn what_was_synced_survives_a_kill() {
+    let kills = if has_hardware_kvm() { 10 } else { 2 };
+    let images = Images::new();
+    let script = "mount -t ext4 /dev/vda /tmp || exit 1
+                  n=0
+                  while :; do
+                      n=$((n + 1))
+                      yes \"file $n\" | head -c $((n * 977 % 30000)) >/tmp/$n
+                      sync /tmp/$n && echo synced $n
+                      rm -f /tmp/$((n - 50))
+                  done";
+    let initramfs = initramfs(script, &[]);
+    for kill in 0..kills {
+        let image = images.ext4(&format!("{kill}.ext4"), 64 * MIB, None);
+        let mut child = script_command(&initramfs, &["--disk", &disk(&image, "")]).spawn().unwrap();
+
+        let synced = kill_after(&mut child, Duration::from_millis(300 + kill * 137));
+
+        let check = Command::new("e2fsck").arg("-p").arg(&image).output().unwrap();
+        assert!(matches!(check.status.code(), Some(0 | 1)), "{check:?}");
+        for number in synced.iter().filter(|number| **number + 48 > *synced.last().unwrap()) {
+            let content = read_file(&image, &format!("/{number}"));
+            let line = format!("file {number}\n");
+            assert_eq!(content.len() as u64, number * 977 % 30000, "file {number}");
+            let right = content.chunks(line.len()).all(|part| line.as_bytes().starts_with(part));
+            assert!(right, "file {number} differs");
+        }
+        fs::remove_file(&image).unwrap();
+    }
+}
+
+/// Kills alcove `delay` after the guest has named its first file; the files that it named.
+fn kill_after(child: &mut Child, delay: Duration) -> Vec<u64> {
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    let mut synced = Vec::new();
+    let mut line = String::new();
+    while synced.is_empty() {
+        line.clear();
+        assert!(output.read_line(&mut line).unwrap() > 0, "the guest ended");
+        synced.extend(line.trim().strip_prefix("synced ").and_then(|n| n.parse::<u64>().ok()));
+    }
+    let reader = std::thread::spawn(move || {
+        let mut rest = String::new();
+        output.read_to_string(&mut rest).unwrap();
+        rest
+    });
+    std::thread::sleep(delay);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let rest = reader.join().unwrap();
+    // The last line may be cut off.
+    let whole = rest.rsplit_once('\n').map_or("", |(whole, _)| whole);
+    synced.extend(
+        whole.lines().filter_map(|l| l.trim().strip_prefix("synced ")?.parse::<u64>().ok()),
+    );
+    synced
+}
+
+/// A host that has no more room is the guest's I/O error, not alcove's end.
+pub fn a_full_host_is_an_io_error_in_the_guest() {
+    let folder = TempDir::new().unwrap();
+    let mounted = folder.path().join("small");
+    fs::create_dir(&mounted).unwrap();
+    succeed(Command::new("mount").args(["-t", "tmpfs", "-o", "size=1M", "none"]).arg(&mounted));
+    let image = mounted.join("large");
+    fs::File::create(&image).unwrap().set_len(16 * MIB).unwrap();
+    let script = "yes | head -c 4194304 >/tmp/data
+                  dd if=/tmp/data of=/dev/vda bs=65536 conv=fsync 2>/dev/null && exit 1
+                  dd if=/dev/vda of=/dev/null bs=512 count=1 2>/dev/null && exit 42";
+
+    let ended = run_script(script, &[], &["--disk", &disk(&image, "")]);
+
+    succeed(Command::new("umount").arg(&mounted));
+    let Finished { stderr, .. } = ended.expect(42);
+    assert!(stderr.contains("vda"), "{stderr}");
+}
+
+pub fn sixteen_disks_have_sixteen_names() {
+    let images = Images::new();
+    let mut arguments = Vec::new();
+    for index in 1..=16u64 {
+        let image = images.empty(&format!("disk{index}"), index * MIB);
+        arguments.extend(["--disk".to_owned(), disk(&image, &format!(",id=number-{index}"))]);
+    }
+    let script = "n=0
+                  for name in a b c d e f g h i j k l m n o p; do
+                      n=$((n + 1))
+                      [ $(cat /sys/block/vd$name/size) = $((n * 2048)) ] || exit $n
+                      [ $(cat /sys/block/vd$name/serial) = number-$n ] || exit $((n + 100))
+                  done
+                  exit 42";
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+
+    run_script(script, &[], &arguments).expect(42);
+}
+
+pub fn the_entropy_device_gives_what_differs() {
+    let script = "[ $(cat /sys/class/misc/hw_random/rng_current) = virtio_rng.0 ] || exit 1
+                  head -c 32 /dev/hwrng >/tmp/one; head -c 32 /dev/hwrng >/tmp/other
+                  [ $(wc -c </tmp/one) = 32 ] || exit 2
+                  cmp -s /tmp/one /tmp/other && exit 3
+                  exit 42";
+
+    run_script(script, &[], &[]).expect(42);
+}
+
+pub fn without_an_entropy_device_there_is_none() {
+    let script = "head -c 1 /dev/hwrng 2>/dev/null | wc -c | grep -q 0 && exit 42";
+
+    run_script(script, &[], &["--rng", "off"]).expect(42);
+}
+
+pub fn bad_disks_are_refused() {
+    let images = Images::new();
+    let mut code = iced_x86::code_asm::CodeAssembler::new(64).unwrap();
+    code.hlt().unwrap();
+    let kernel = bare_metal::kernel(&mut code);
+    let run = |disks: &[&str]| {
+        let mut command = alcove(["run", "--kernel"]);
+        command.arg(kernel.path());
+        disks.iter().for_each(|disk| {
+            command.args(["--disk", disk]);
+        });
+        finish(command)
+    };
+    let image = images.empty("good", MIB);
+    let good = image.to_str().unwrap();
+    let tiny = images.empty("tiny", 100);
+    let empty = images.empty("empty", 0);
+    let folder = images.0.path().to_str().unwrap();
+
+    assert_refused(run(&["/nonexistent.img"]), &["--disk /nonexistent.img", "truncate -s"]);
+    assert_refused(run(&[folder]), &["--disk", "directory", "image file"]);
+    assert_refused(run(&["/dev/null"]), &["--disk /dev/null", "block device"]);
+    assert_refused(run(&[empty.to_str().unwrap()]), &["--disk", "empty", "truncate -s"]);
+    assert_refused(run(&[tiny.to_str().unwrap()]), &["--disk", "100 bytes"]);
+    assert_refused(run(&[&disk(&image, ",redonly")]), &["--disk", "\"readonly\""]);
+    assert_refused(run(&[&disk(&image, ",queues=0")]), &["--disk", "queues=0"]);
+    assert_refused(run(&[&disk(&image, ",queue-size=3")]), &["--disk", "power of two"]);
+    assert_refused(run(&[&disk(&image, ",engine=fast")]), &["--disk", "io_uring"]);
+    assert_refused(run(&[good, good]), &["--disk", "given twice", "readonly"]);
+    let roots = [disk(&image, ",root,readonly"), disk(&tiny, ",root")];
+    assert_refused(run(&[&roots[0], &roots[1]]), &["--disk", "root"]);
+    let link = images.path("link");
+    std::os::unix::fs::symlink(&image, &link).unwrap();
+    assert_refused(run(&[good, link.to_str().unwrap()]), &["--disk", "in use", "readonly"]);
+    let many: Vec<String> = (0..30).map(|_| disk(&image, ",readonly")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    assert_refused(run(&many), &["--disk", "31 devices"]);
+}
+
+/// The second alcove names the first.
+pub fn an_image_that_another_writes_is_refused_with_its_owner() {
+    let images = Images::new();
+    let image = images.empty("shared", MIB);
+    let mut code = iced_x86::code_asm::CodeAssembler::new(64).unwrap();
+    let mut forever = code.create_label();
+    code.mov(iced_x86::code_asm::dx, 0x3f8).unwrap();
+    code.out(iced_x86::code_asm::dx, iced_x86::code_asm::al).unwrap();
+    code.set_label(&mut forever).unwrap();
+    code.pause().unwrap();
+    code.jmp(forever).unwrap();
+    let kernel = bare_metal::kernel(&mut code);
+    let with_disk = || bare_metal::command(&kernel, &["--disk", image.to_str().unwrap()]);
+    let mut first = with_disk().spawn().unwrap();
+    first.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+
+    let second = finish(with_disk());
+
+    assert_refused(second, &["--disk", "in use", &first.id().to_string()]);
+    first.kill().unwrap();
+    wait(first);
+}
