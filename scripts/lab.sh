@@ -77,8 +77,11 @@ if [ $# -gt 1 ]; then
 fi
 (pack) >"$work/initramfs.cpio"
 
+# A QEMU in another folder does not find its parts by itself.
+parts=$(dirname "$(dpkg-query --listfiles qemu-system-common | grep '/accel-tcg-x86_64\.so$')")
 qemu=(
-    qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none
+    env "QEMU_MODULE_DIR=$parts" "$image/qemu-system-x86_64" -L /usr/share/qemu -L /usr/share/seabios
+    -nodefaults -no-user-config -no-reboot -display none
     -M 'q35,vmport=off,smbus=off,sata=off,usb=off' "${machine[@]}"
     # q35 keeps up to 2.75 GiB below 4 GiB. More would give guests that are not in long mode pages of
     # the lab past 4 GiB, which QEMU 7.2 is suspected to address with 32 bits.
