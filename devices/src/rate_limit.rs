@@ -110,8 +110,8 @@ impl From<Rate> for String {
 
 /// A token bucket. It starts full.
 ///
-/// What costs more than the burst passes when the bucket is full and leaves a debt, so that no
-/// request waits for ever and the long-run rate still holds.
+/// What costs more than there is passes as soon as there is anything and leaves a debt, so that no
+/// request waits for others to leave it enough and the long-run rate still holds.
 #[derive(Clone, Debug)]
 pub struct Bucket {
     per_second: i128,
@@ -130,10 +130,14 @@ impl Bucket {
         Self { per_second, capacity, level: capacity, filled_at: now }
     }
 
-    /// How long after `now` the bucket will have `amount`; zero when it has it already.
+    /// How long after `now` `amount` may be taken; zero when it may at once. That is when there is
+    /// one token, or when nothing is asked for.
     pub fn wait(&mut self, amount: u64, now: Instant) -> Duration {
         self.fill(now);
-        let wanted = (i128::from(amount) * PARTS).min(self.capacity);
+        if amount == 0 {
+            return Duration::ZERO;
+        }
+        let wanted = PARTS.min(self.capacity);
         let missing = wanted.saturating_sub(self.level).max(0);
         let nanoseconds = missing.saturating_add(self.per_second - 1) / self.per_second;
         Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX))

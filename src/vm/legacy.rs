@@ -18,7 +18,7 @@ use crate::arch::x86_64::topology::Topology;
 use crate::boot::acpi::{EventDevice, MmioDevice, Platform, PortDevice, PowerRegisters};
 use crate::config::VmConfig;
 use crate::event_loop::EventLoop;
-use crate::irq::{LegacyLine, gsi};
+use crate::irq::{IrqLine, gsi};
 
 /// The devices that something else needs to reach.
 pub struct Legacy {
@@ -41,7 +41,7 @@ pub fn attach(
 ) -> Result<Legacy, VmError> {
     let failed = |source| VmError::Serial { given: config.serial.to_string(), source };
     let owner = || Arc::clone(mailbox) as Arc<dyn MachineEvents>;
-    let line = |gsi| Arc::new(LegacyLine::new(Arc::clone(vm), gsi));
+    let line = |gsi| Arc::new(IrqLine::new(Arc::clone(vm), gsi));
     let backend = config.serial.open().map_err(failed)?;
     let console_path = backend.pty_path().map(Path::to_owned);
     let com1 = SerialPort::create(backend, line(gsi::COM1), owner()).map_err(failed)?;

@@ -4,19 +4,17 @@ use std::io;
 use std::sync::Arc;
 
 use devices::bus::Bus;
-use devices::interrupt::Interrupt;
 use devices::virtio::blk::VirtioBlk;
 use devices::virtio::device::{Memory, VirtioDevice};
 use devices::virtio::rng::VirtioRng;
 use devices::virtio::transport::mmio::{MMIO_BYTES, MmioTransport};
 use kvm_ioctls::{IoEventAddress, VmFd};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::VmError;
 use crate::boot::acpi::MmioDevice;
 use crate::config::VmConfig;
 use crate::event_loop::EventLoop;
-use crate::irq::gsi;
+use crate::irq::{IrqLine, gsi};
 use crate::memory::GuestRam;
 use crate::memory::layout::VIRTIO_MMIO_START;
 
@@ -57,7 +55,7 @@ pub fn places(config: &VmConfig) -> Result<Vec<MmioDevice>, VmError> {
 pub fn attach(
     config: &VmConfig,
     places: &[MmioDevice],
-    vm: &VmFd,
+    vm: &Arc<VmFd>,
     ram: &GuestRam,
     mmio: &mut Bus,
     event_loop: &mut EventLoop,
@@ -76,13 +74,14 @@ pub fn attach(
     }
     let mut transports = Vec::new();
     for (device, place) in devices.into_iter().zip(places) {
-        let line = Arc::new(IrqFd::new(vm, place.gsi)?);
-        let transport = MmioTransport::new(device, Arc::clone(&memory), line);
+        let line = Arc::new(IrqLine::new(Arc::clone(vm), place.gsi));
+        let transport = MmioTransport::new(device, Arc::clone(&memory), line)
+            .map_err(host("create an eventfd"))?;
         let base = u64::from(place.base);
         for notifier in transport.notifiers() {
             let address = IoEventAddress::Mmio(base + notifier.offset);
-            vm.register_ioevent(&notifier.kick, &address, notifier.datamatch)
-                .map_err(|source| VmError::Kvm { call: "watch a queue's notifier", source })?;
+            vm.register_ioevent(&notifier.event, &address, notifier.datamatch)
+                .map_err(|source| VmError::Kvm { call: "watch a device's register", source })?;
         }
         mmio.insert(base, place.size_bytes.into(), Arc::clone(&transport) as _)?;
         transports.push(transport);
@@ -97,24 +96,6 @@ pub fn disk_name(index: usize) -> String {
     match index.checked_sub(LETTERS) {
         None => format!("vd{}", letter(index)),
         Some(rest) => format!("vd{}{}", letter(rest / LETTERS), letter(rest)),
-    }
-}
-
-/// A line of the in-kernel interrupt controllers, raised by an eventfd.
-struct IrqFd(EventFd);
-
-impl IrqFd {
-    fn new(vm: &VmFd, gsi: u32) -> Result<Self, VmError> {
-        let event = EventFd::new(EFD_NONBLOCK).map_err(host("create an eventfd"))?;
-        vm.register_irqfd(&event, gsi)
-            .map_err(|source| VmError::Kvm { call: "route an interrupt", source })?;
-        Ok(Self(event))
-    }
-}
-
-impl Interrupt for IrqFd {
-    fn trigger(&self) -> io::Result<()> {
-        self.0.write(1)
     }
 }
 

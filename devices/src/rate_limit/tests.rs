@@ -25,14 +25,16 @@ fn a_full_bucket_gives_its_burst_and_then_its_rate() {
 }
 
 #[test]
-fn a_request_above_the_burst_passes_once_and_is_paid_for_afterwards() {
+fn what_is_taken_beyond_the_bucket_is_paid_for_afterwards() {
     let start = Instant::now();
     let mut limiter = Limiter::new(None, Some(rate(100, 10)), start);
 
     assert_eq!(limiter.take(110, start), Ok(()));
-    // 100 in debt, and a full bucket of 10 is wanted for the next large one.
-    assert_eq!(limiter.take(50, start), Err(Duration::from_millis(1100)));
-    assert_eq!(limiter.take(50, start + Duration::from_millis(1100)), Ok(()));
+    // 100 in debt, and then one for the next.
+    let paid = start + Duration::from_millis(1010);
+    assert_eq!(limiter.take(50, start), Err(paid - start));
+    assert_eq!(limiter.take(50, paid), Ok(()));
+    assert_eq!(limiter.take(50, paid), Err(Duration::from_millis(500)));
 }
 
 #[test]

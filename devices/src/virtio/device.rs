@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_config::{VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -10,6 +11,7 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::queue::Queue;
+use crate::rate_limit::LogLimit;
 
 /// The guest's RAM, shared by all who access it.
 pub type Memory = Arc<GuestMemoryMmap<()>>;
@@ -20,6 +22,9 @@ pub const TRANSPORT_FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
     | 1 << VIRTIO_RING_F_EVENT_IDX
     | 1 << VIRTIO_RING_F_INDIRECT_DESC
     | 1 << VIRTIO_F_RING_RESET;
+
+/// What a driver does wrong is logged this often at the most.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(5);
 
 /// One queue as a device offers it.
 #[derive(Clone, Debug)]
@@ -153,10 +158,11 @@ pub trait SignalRoute: Send + Sync {
 }
 
 /// A device's way to its driver, whatever the transport. Any thread may call it; it takes no lock
-/// and never blocks.
+/// of the transport's or the device's and never blocks.
 pub struct Signals {
     route: Arc<dyn SignalRoute>,
     needs_reset: AtomicBool,
+    complaints: LogLimit,
 }
 
 impl std::fmt::Debug for Signals {
@@ -168,7 +174,14 @@ impl std::fmt::Debug for Signals {
 impl Signals {
     /// Signals that go by `route`.
     pub fn new(route: Arc<dyn SignalRoute>) -> Self {
-        Self { route, needs_reset: AtomicBool::new(false) }
+        let complaints = LogLimit::new(COMPLAIN_EVERY);
+        Self { route, needs_reset: AtomicBool::new(false), complaints }
+    }
+
+    /// Whether to log now what the driver did wrong, which it may do all the time: if so, how many
+    /// times that was not logged before.
+    pub fn may_complain(&self) -> Option<u64> {
+        self.complaints.pass(Instant::now())
     }
 
     /// Interrupts the driver for the used ring of queue `index`, without asking whether it wants

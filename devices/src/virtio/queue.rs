@@ -332,10 +332,8 @@ impl Queue {
 
     fn answer_bad(&mut self, chain: &mut Chain, error: ChainError) {
         self.bad_chains = self.bad_chains.saturating_add(1);
-        // The guest causes it, so ever more seldom.
-        if self.bad_chains.is_power_of_two() {
-            let (queue, count) = (self.index, self.bad_chains);
-            tracing::warn!(queue, count, %error, "a virtio driver sent bad requests");
+        if let Some(others) = self.signals.may_complain() {
+            tracing::warn!(queue = self.index, %error, others, "a virtio driver sent a bad request");
         }
         if let Some(status) = self.error_status {
             chain.write_status(status);
@@ -357,7 +355,9 @@ impl Queue {
     }
 
     fn fail(&mut self, error: &RingError) {
-        tracing::warn!(queue = self.index, %error, "a virtio queue needs a reset");
+        if let Some(others) = self.signals.may_complain() {
+            tracing::warn!(queue = self.index, %error, others, "a virtio queue needs a reset");
+        }
         self.broken = true;
         self.signals.request_reset();
     }

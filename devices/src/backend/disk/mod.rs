@@ -72,6 +72,8 @@ pub enum Operation<'a> {
     WriteZeroes {
         /// The disk may give the space back to the host.
         may_unmap: bool,
+        /// Complete only when the zeroes would survive a power cut.
+        durable: bool,
     },
 }
 

@@ -108,6 +108,9 @@ impl From<Errno> for OpenError {
     }
 }
 
+/// What the host's page cache writes at once, the largest block that can be written without reading
+/// first. Some file systems name a larger one, up to megabytes, which is but what suits them.
+const PAGE_BYTES: u32 = 4096;
 /// Direct I/O's alignment on file systems that do not tell: the largest in use.
 const UNTOLD_ALIGNMENT: u32 = 4096;
 
@@ -195,7 +198,8 @@ fn geometry(
     options: &DiskOptions,
 ) -> Result<Geometry, OpenError> {
     let least = SECTOR_BYTES as u32;
-    let (mut logical_block, mut physical_block, mut optimal_io) = (least, about.stx_blksize, 0);
+    let (mut logical_block, mut physical_block) = (least, about.stx_blksize.min(PAGE_BYTES));
+    let mut optimal_io = about.stx_blksize;
     let mut size = about.stx_size;
     if is_block_device {
         logical_block = rustix::fs::ioctl_blksszget(file)?;

@@ -47,8 +47,9 @@ impl Worker {
         let Some((direction, buffers)) = data_of(&request.operation) else {
             return match request.operation {
                 Operation::Discard => self.discard(request.offset, request.len),
-                Operation::WriteZeroes { may_unmap } => {
-                    self.write_zeroes(request.offset, request.len, may_unmap)
+                Operation::WriteZeroes { may_unmap, durable } => {
+                    self.write_zeroes(request.offset, request.len, may_unmap)?;
+                    if durable { self.flush() } else { Ok(()) }
                 }
                 _ => self.flush(),
             };

@@ -217,8 +217,10 @@ fn entry_for(file: &RawFile, request: &Request<'_>) -> Option<squeue::Entry> {
     }
     let mode = match request.operation {
         Operation::Discard if file.is_block_device => return None,
-        Operation::Discard | Operation::WriteZeroes { may_unmap: true } => PUNCH,
-        Operation::WriteZeroes { may_unmap: false } => ZERO,
+        // Two calls, one after the other.
+        Operation::WriteZeroes { durable: true, .. } => return None,
+        Operation::Discard | Operation::WriteZeroes { may_unmap: true, .. } => PUNCH,
+        Operation::WriteZeroes { may_unmap: false, .. } => ZERO,
         _ => {
             return Some(opcode::Fsync::new(FILE).flags(types::FsyncFlags::DATASYNC).build());
         }
@@ -246,7 +248,9 @@ unsafe fn for_ever(request: &Request<'_>) -> Request<'static> {
         }
         Operation::Flush => Operation::Flush,
         Operation::Discard => Operation::Discard,
-        Operation::WriteZeroes { may_unmap } => Operation::WriteZeroes { may_unmap },
+        Operation::WriteZeroes { may_unmap, durable } => {
+            Operation::WriteZeroes { may_unmap, durable }
+        }
     };
     Request { tag: request.tag, offset: request.offset, len: request.len, operation }
 }

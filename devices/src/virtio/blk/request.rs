@@ -14,6 +14,10 @@ pub(super) const MAX_RANGE_SECTORS: u32 = 1 << 22;
 /// The most ranges of one discard or zeroing.
 pub(super) const MAX_RANGES: u32 = 1;
 
+/// The most data of one read or write, more than any driver puts into one. It bounds how long a
+/// reset waits for the host.
+pub(super) const MAX_REQUEST_BYTES: u64 = 256 << 20;
+
 /// Bytes of `struct virtio_blk_req` before the data.
 const HEADER_BYTES: usize = 16;
 /// Bytes of `struct virtio_blk_discard_write_zeroes`.
@@ -38,6 +42,16 @@ pub(super) struct Command {
     pub offset: u64,
     /// In bytes.
     pub len: u64,
+}
+
+impl Command {
+    /// Bytes that move between the disk and the guest's memory.
+    pub fn data_bytes(&self) -> u64 {
+        match self.kind {
+            Kind::Read | Kind::Write => self.len,
+            _ => 0,
+        }
+    }
 }
 
 /// Why a request is answered at once.
@@ -94,7 +108,7 @@ pub(super) fn parse(chain: &mut Chain, offers: Offers) -> Result<Command, Refusa
 
 fn data(kind: Kind, sector: u64, len: u64) -> Result<Command, Refusal> {
     let offset = sector.checked_mul(SECTOR_BYTES).ok_or(Refusal::Malformed)?;
-    if len.is_multiple_of(SECTOR_BYTES) {
+    if len.is_multiple_of(SECTOR_BYTES) && len <= MAX_REQUEST_BYTES {
         Ok(Command { kind, offset, len })
     } else {
         Err(Refusal::Malformed)

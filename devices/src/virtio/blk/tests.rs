@@ -65,7 +65,7 @@ struct Guest {
 }
 
 /// Bytes of memory for requests.
-const ARENA_BYTES: u64 = 256 << 10;
+const ARENA_BYTES: u64 = 192 << 10;
 
 /// A request's place in the guest's memory.
 #[derive(Clone, Copy)]

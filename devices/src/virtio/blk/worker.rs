@@ -27,6 +27,12 @@ use crate::virtio::queue::Queue;
 
 /// The most requests that are taken before completions are looked for and the driver is told.
 const BATCH: usize = 32;
+/// No request is taken while so many bytes are on their way, so that a pause, a reset and the end do
+/// not wait for all that a driver may have put into a queue. A request that is larger by itself is
+/// carried out, up to [`MAX_REQUEST_BYTES`](super::request::MAX_REQUEST_BYTES).
+const MAX_BYTES_IN_FLIGHT: u64 = 64 << 20;
+/// How many kicks pass before it is tried whether requests come in batches, see [`Pace`].
+const KICKS_PER_TRIAL: u32 = 64;
 /// Errors of the host are logged this often at the most.
 const LOG_EVERY: Duration = Duration::from_secs(5);
 
@@ -95,7 +101,34 @@ pub(super) struct Worker {
     throttle: Option<Throttle>,
     /// No request is taken before the throttle's timer fires.
     throttled: bool,
+    /// The data of what is in flight.
+    bytes_in_flight: u64,
+    pace: Pace,
     shared: Arc<Shared>,
+}
+
+/// Lets the driver fill the queue where it wants to.
+///
+/// A kick wakes the thread, and a host whose processors are all busy may run it at once in place of
+/// the vCPU: a driver with many requests would then get them served one by one, with a switch and
+/// an interrupt each. After a kick that found several requests the thread therefore first lets
+/// others run, and now and then to find out. On a host with processors to spare that changes
+/// nothing.
+#[derive(Debug, Default)]
+struct Pace {
+    kicks: u32,
+    /// Since the last kick, several requests were there at once.
+    batches: bool,
+}
+
+impl Pace {
+    /// Before the requests of a kick are taken.
+    fn kicked(&mut self) {
+        self.kicks = self.kicks.wrapping_add(1);
+        if std::mem::take(&mut self.batches) || self.kicks.is_multiple_of(KICKS_PER_TRIAL) {
+            std::thread::yield_now();
+        }
+    }
 }
 
 impl Worker {
@@ -114,6 +147,8 @@ impl Worker {
             free: (0..depth).rev().collect(),
             throttle,
             throttled: false,
+            bytes_in_flight: 0,
+            pace: Pace::default(),
             shared,
         }
     }
@@ -134,7 +169,7 @@ impl Worker {
         self.throttled = false;
         // The driver may have filled it before.
         while !control.stops() {
-            if self.turn(queue) {
+            if self.turn(queue, control) {
                 continue;
             }
             if let Err(error) = self.wait(control.kick()) {
@@ -143,6 +178,7 @@ impl Worker {
                 control.refuse();
                 break;
             }
+            self.pace.kicked();
         }
         while self.disk.in_flight() > 0 {
             self.disk.wait();
@@ -152,12 +188,13 @@ impl Worker {
     }
 
     /// Takes a batch, starts it and completes what is done; whether there is more to do at once.
-    fn turn(&mut self, queue: &mut Queue) -> bool {
+    fn turn(&mut self, queue: &mut Queue, control: &Control) -> bool {
         queue.disable_kicks();
         let mut room = BATCH;
-        while room > 0 && !self.throttled && self.take(queue) {
+        while room > 0 && !self.is_held_up() && !control.stops() && self.take(queue) {
             room -= 1;
         }
+        self.pace.batches |= BATCH - room > 1;
         self.disk.start();
         self.complete_all(queue);
         queue.signal();
@@ -165,7 +202,12 @@ impl Worker {
             return true;
         }
         // A queue that must wait needs no kicks.
-        (!self.throttled && queue.enable_kicks()) || self.disk.arm()
+        (!self.is_held_up() && queue.enable_kicks()) || self.disk.arm()
+    }
+
+    /// Whether requests stay in the queue until a timer fires or one in flight is done.
+    fn is_held_up(&self) -> bool {
+        self.throttled || self.bytes_in_flight >= MAX_BYTES_IN_FLIGHT
     }
 
     /// Takes one request and starts or answers it; false when there is none to be taken.
@@ -205,6 +247,7 @@ impl Worker {
             return true;
         }
         slot.command = command;
+        self.bytes_in_flight += command.data_bytes();
         let operation = operation(&command, &slot.chain, &self.shared);
         let request = Request { tag, offset: command.offset, len: command.len, operation };
         // SAFETY: the chain stays in its slot, untouched, until the completion is taken, and keeps
@@ -222,6 +265,7 @@ impl Worker {
     /// Answers the request of `completion`.
     fn complete(&mut self, queue: &mut Queue, completion: Completion) {
         let Some(slot) = self.slots.get_mut(usize::from(completion.tag)) else { return };
+        self.bytes_in_flight -= slot.command.data_bytes();
         let metrics = &self.shared.metrics;
         match completion.result {
             Ok(()) => {
@@ -293,9 +337,10 @@ fn read_kick(kick: &EventFd) -> io::Result<()> {
 }
 
 fn is_admitted(throttle: &mut Throttle, command: &Command, shared: &Shared) -> bool {
+    // Zeroes are written too, as far as the guest can tell.
     let bytes = match command.kind {
-        Kind::Read | Kind::Write => command.len,
-        _ => 0,
+        Kind::WriteZeroes { .. } => command.len,
+        _ => command.data_bytes(),
     };
     match throttle.admit(bytes) {
         Ok(true) => true,
@@ -313,14 +358,14 @@ fn is_admitted(throttle: &mut Throttle, command: &Command, shared: &Shared) -> b
 }
 
 fn operation<'a>(command: &Command, chain: &'a Chain, shared: &Shared) -> Operation<'a> {
+    let durable = || shared.offers.flush && !shared.write_back.load(Ordering::Relaxed);
     match command.kind {
         Kind::Read => Operation::Read(Buffer::from_iovecs(chain.writable())),
-        Kind::Write => Operation::Write {
-            buffers: Buffer::from_iovecs(chain.readable()),
-            durable: shared.offers.flush && !shared.write_back.load(Ordering::Relaxed),
-        },
+        Kind::Write => {
+            Operation::Write { buffers: Buffer::from_iovecs(chain.readable()), durable: durable() }
+        }
         Kind::Discard => Operation::Discard,
-        Kind::WriteZeroes { may_unmap } => Operation::WriteZeroes { may_unmap },
+        Kind::WriteZeroes { may_unmap } => Operation::WriteZeroes { may_unmap, durable: durable() },
         // An id is not asked of the disk.
         Kind::Flush | Kind::GetId => Operation::Flush,
     }

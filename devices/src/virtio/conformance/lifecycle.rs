@@ -165,9 +165,29 @@ pub(crate) fn queue_registers_are_frozen_while_the_driver_runs(make: fn() -> Sub
 
     let elsewhere = bench.driver.place_queue(1);
     bench.driver.write_setup(index, elsewhere);
-    bench.driver.write(VIRTIO_MMIO_QUEUE_READY, 0);
 
     assert!(bench.driver.is_ready(index));
+    bench.check_alive();
+}
+
+pub(crate) fn a_queue_that_is_not_ready_is_left_alone(make: fn() -> Subject) {
+    let mut bench = Bench::running(make, 0);
+    let index = bench.request.queue;
+    bench.check_alive();
+    bench.driver.write(VIRTIO_MMIO_QUEUE_SEL, index.into());
+    bench.driver.write(VIRTIO_MMIO_QUEUE_READY, 0);
+    assert!(!bench.driver.is_ready(index));
+    let before = bench.driver.snapshot();
+
+    let queue = *bench.queue();
+    bench.driver.kick(&queue);
+    bench.driver.write_setup(index, queue.setup);
+    thread::sleep(A_WHILE);
+
+    assert!(bench.driver.snapshot() == before, "memory changed");
+    assert!(!bench.driver.is_ready(index), "not before a reset");
+    bench.driver.reset();
+    bench.bring_up(0);
     bench.check_alive();
 }
 

@@ -175,6 +175,7 @@ macro_rules! conformance_tests {
             queue_sizes_that_cannot_be_are_refused
             queues_outside_memory_or_alignment_are_refused
             queue_registers_are_frozen_while_the_driver_runs
+            a_queue_that_is_not_ready_is_left_alone
             a_reset_with_requests_in_flight_ends_all_access_to_memory
             a_queue_is_reset_alone
             a_queue_is_not_reset_without_the_feature

@@ -105,7 +105,7 @@ impl FakeDriver {
     pub fn new(device: Box<dyn VirtioDevice>, subscribers: Vec<Subscriber>) -> Self {
         let memory = memory();
         let line = Arc::new(FakeInterrupt::default());
-        let transport = MmioTransport::new(device, memory.clone(), line.clone());
+        let transport = MmioTransport::new(device, memory.clone(), line.clone()).unwrap();
         let loops = subscribers.into_iter().map(EventLoop::run).collect();
         Self { transport, line, memory, next_free: FIRST_FREE, _loops: loops }
     }

@@ -193,15 +193,18 @@ impl Core {
         }
     }
 
-    /// The driver declares queue `index` set up, or takes that back while it may
-    /// [change it](Core::change_queue). A queue that cannot be used as it is set up does not
-    /// become ready.
+    /// The driver declares queue `index` set up, or takes that back: a queue that is in use is then
+    /// left alone until the device is reset (§4.2.2, QueueReady). A queue that cannot be used as it
+    /// is set up does not become ready.
     pub fn set_queue_ready(&mut self, index: u32, ready: bool) {
         let status = self.status;
         let Some(queue) = self.state_mut(index) else { return };
         if !ready {
-            if status & DRIVER_OK == 0 {
-                queue.ready = false;
+            if std::mem::take(&mut queue.ready)
+                && status & DRIVER_OK != 0
+                && let Ok(number) = u16::try_from(index)
+            {
+                self.device.reset_queue(number);
             }
             return;
         }
@@ -210,7 +213,9 @@ impl Core {
         }
         let setup = queue.setup;
         if let Err(error) = setup.check(self.queue_max_size(index), &self.memory) {
-            tracing::warn!(index, %error, "a virtio driver set up a queue that cannot be used");
+            if let Some(others) = self.signals.may_complain() {
+                tracing::warn!(index, %error, others, "a virtio driver set up a queue that cannot be used");
+            }
             return;
         }
         if let Some(queue) = self.state_mut(index) {
@@ -316,7 +321,10 @@ impl Core {
     }
 
     fn give_up(&self, error: &StartError) {
-        tracing::warn!(device_id = self.device.device_id(), %error, "a virtio device fails");
+        if let Some(others) = self.signals.may_complain() {
+            let device_id = self.device.device_id();
+            tracing::warn!(device_id, %error, others, "a virtio device fails");
+        }
         self.signals.request_reset();
     }
 

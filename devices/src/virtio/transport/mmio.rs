@@ -1,6 +1,7 @@
 //! Virtio over MMIO, version 2 (virtio 1.2 §4.2).
 
 use std::fmt;
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,7 +16,7 @@ use virtio_bindings::virtio_mmio::{
     VIRTIO_MMIO_QUEUE_USED_HIGH, VIRTIO_MMIO_QUEUE_USED_LOW, VIRTIO_MMIO_STATUS,
     VIRTIO_MMIO_VENDOR_ID, VIRTIO_MMIO_VERSION,
 };
-use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::core::Core;
 use crate::bus::BusDevice;
@@ -39,15 +40,16 @@ const VIRTIO_MMIO_QUEUE_RESET: u32 = 0xc0;
 /// What is not there reads as all ones, a length of shared memory among it (§4.2.2, SHMLenLow).
 const NOTHING: u32 = u32::MAX;
 
-/// One queue's kick, for KVM to write to in the guest's stead (KVM_IOEVENTFD).
+/// A write that KVM may turn into one to an eventfd (KVM_IOEVENTFD), without a way through this
+/// process.
 #[derive(Clone, Debug)]
 pub struct Notifier {
     /// Where the driver writes, an offset into the device's range; 4 bytes wide.
     pub offset: u64,
-    /// What it writes there: the queue's index.
+    /// What it writes there.
     pub datamatch: u32,
     /// What becomes readable then.
-    pub kick: Arc<EventFd>,
+    pub event: Arc<EventFd>,
 }
 
 /// The registers of one virtio device on the MMIO bus, [`MMIO_BYTES`] long.
@@ -70,27 +72,36 @@ impl fmt::Debug for MmioTransport {
 
 impl MmioTransport {
     /// `device` with access to `memory`; `line` interrupts the guest.
+    ///
+    /// # Errors
+    /// No descriptors are left.
     pub fn new(
         device: Box<dyn VirtioDevice>,
         memory: Memory,
         line: Arc<dyn Interrupt>,
-    ) -> Arc<Self> {
+    ) -> io::Result<Arc<Self>> {
         let interrupt = Arc::new(MmioInterrupt {
             status: AtomicU32::new(0),
+            acknowledged: Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?),
             line,
             has_failed: AtomicBool::new(false),
         });
         let notifier =
-            |(datamatch, kick)| Notifier { offset: QUEUE_NOTIFY_OFFSET, datamatch, kick };
+            |(datamatch, event)| Notifier { offset: QUEUE_NOTIFY_OFFSET, datamatch, event };
         let kicks = device.queues().iter().map(|slot| slot.kick.clone());
-        let notifiers = (0..).zip(kicks).map(notifier).collect();
+        let acknowledge = Notifier {
+            offset: VIRTIO_MMIO_INTERRUPT_ACK.into(),
+            datamatch: VIRTIO_MMIO_INT_VRING,
+            event: interrupt.acknowledged.clone(),
+        };
+        let notifiers = (0..).zip(kicks).map(notifier).chain([acknowledge]).collect();
         let signals = Arc::new(Signals::new(interrupt.clone()));
         let registers = Registers::new(Core::new(device, memory, signals));
-        Arc::new(Self { registers: Mutex::new(registers), interrupt, notifiers })
+        Ok(Arc::new(Self { registers: Mutex::new(registers), interrupt, notifiers }))
     }
 
-    /// Each queue's notifier. They stay the same for the device's life; writes that KVM does not
-    /// take itself work as well, only slower.
+    /// One for each queue, and one for the acknowledgement of an interrupt. They stay the same for
+    /// the device's life; writes that KVM does not take itself work as well, only slower.
     pub fn notifiers(&self) -> &[Notifier] {
         &self.notifiers
     }
@@ -113,14 +124,14 @@ impl MmioTransport {
     fn read_register(&self, register: u32) -> u32 {
         match register {
             // Read on every interrupt: without the lock.
-            VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt.status.load(Ordering::Acquire),
+            VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt.read_status(),
             register => self.registers().read(register),
         }
     }
 
     fn write_register(&self, register: u32, value: u32) {
         if register == VIRTIO_MMIO_INTERRUPT_ACK {
-            self.interrupt.status.fetch_and(!value, Ordering::AcqRel);
+            self.interrupt.acknowledge(value);
             return;
         }
         let mut registers = self.registers();
@@ -129,7 +140,7 @@ impl MmioTransport {
         // The field has 8 bits.
         } else if registers.core.set_status(value as u8) {
             registers.clear_selectors();
-            self.interrupt.status.store(0, Ordering::Release);
+            self.interrupt.reset();
         }
     }
 }
@@ -252,11 +263,17 @@ fn set_high(address: &mut u64, value: u32) {
 
 /// The interrupt line and the InterruptStatus register, without a lock.
 struct MmioInterrupt {
+    /// What was raised and not acknowledged, and [`UNSEEN`].
     status: AtomicU32,
+    /// Where KVM counts the acknowledgements of used buffers that it took.
+    acknowledged: Arc<EventFd>,
     line: Arc<dyn Interrupt>,
     /// A failure was logged.
     has_failed: AtomicBool,
 }
+
+/// Of [`MmioInterrupt::status`]: used buffers were told of since the driver last read it.
+const UNSEEN: u32 = 1 << 31;
 
 impl MmioInterrupt {
     /// Sets `cause` and signals an edge, also when the cause was set: the driver may be about to
@@ -269,11 +286,38 @@ impl MmioInterrupt {
             tracing::error!(%error, "the host does not deliver a device's interrupt");
         }
     }
+
+    /// The register as the driver sees it. When KVM took an acknowledgement it is not known
+    /// whether it came before or after the latest cause, so a cause that the driver has not seen
+    /// stays.
+    fn read_status(&self) -> u32 {
+        let acknowledged = self.acknowledged.read().is_ok();
+        let see = |status| match status & UNSEEN != 0 {
+            true => status & !UNSEEN,
+            false if acknowledged => status & !VIRTIO_MMIO_INT_VRING,
+            false => status,
+        };
+        let before =
+            self.status.fetch_update(Ordering::AcqRel, Ordering::Acquire, |s| Some(see(s)));
+        before.map_or(0, see)
+    }
+
+    /// The driver acknowledges `causes` by the register itself.
+    fn acknowledge(&self, causes: u32) {
+        self.status.fetch_and(!causes, Ordering::AcqRel);
+    }
+
+    /// As before the first cause.
+    fn reset(&self) {
+        self.status.store(0, Ordering::Release);
+        // It fails when there is none to be forgotten.
+        let _ = self.acknowledged.read();
+    }
 }
 
 impl SignalRoute for MmioInterrupt {
     fn queue_used(&self, _index: u16) {
-        self.raise(VIRTIO_MMIO_INT_VRING);
+        self.raise(VIRTIO_MMIO_INT_VRING | UNSEEN);
     }
 
     fn config_changed(&self) {

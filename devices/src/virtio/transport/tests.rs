@@ -117,6 +117,35 @@ fn every_cause_is_an_edge_also_before_the_last_one_is_acknowledged() {
 }
 
 #[test]
+fn acknowledgements_that_kvm_takes_count_too() {
+    let (mut driver, held) = bench();
+    driver.bring_up(VERSION_1, 4);
+    let signals = held.lock().unwrap().signals.clone().unwrap();
+    let kvm = driver.transport.notifiers().last().unwrap().event.clone();
+    let status = |driver: &FakeDriver| driver.read(VIRTIO_MMIO_INTERRUPT_STATUS);
+
+    signals.queue_used(0);
+    assert_eq!((status(&driver), status(&driver)), (VIRTIO_MMIO_INT_VRING, VIRTIO_MMIO_INT_VRING));
+    kvm.write(1).unwrap();
+    assert_eq!((status(&driver), status(&driver)), (0, 0));
+
+    signals.queue_used(0);
+    assert_eq!(status(&driver), VIRTIO_MMIO_INT_VRING);
+    signals.queue_used(0);
+    kvm.write(1).unwrap();
+    assert_eq!(status(&driver), VIRTIO_MMIO_INT_VRING, "the second one was not seen before");
+
+    kvm.write(1).unwrap();
+    signals.config_changed();
+    assert_eq!(status(&driver), VIRTIO_MMIO_INT_CONFIG);
+    kvm.write(1).unwrap();
+    driver.reset();
+    driver.bring_up(VERSION_1, 4);
+    signals.queue_used(0);
+    assert_eq!((status(&driver), status(&driver)), (VIRTIO_MMIO_INT_VRING, VIRTIO_MMIO_INT_VRING));
+}
+
+#[test]
 fn a_reset_is_asked_for_once() {
     let (mut driver, held) = bench();
     driver.bring_up(VERSION_1, 4);
@@ -134,19 +163,20 @@ fn queues_are_kicked_by_register_and_listed_for_kvm() {
     let (mut driver, held) = bench();
     let notifiers = driver.transport.notifiers().to_vec();
     let listed: Vec<_> = notifiers.iter().map(|n| (n.offset, n.datamatch)).collect();
-    assert_eq!(listed, [(QUEUE_NOTIFY_OFFSET, 0), (QUEUE_NOTIFY_OFFSET, 1)]);
+    let acknowledge = (VIRTIO_MMIO_INTERRUPT_ACK.into(), VIRTIO_MMIO_INT_VRING);
+    assert_eq!(listed, [(QUEUE_NOTIFY_OFFSET, 0), (QUEUE_NOTIFY_OFFSET, 1), acknowledge]);
     let queue = driver.set_up_queue(1, 4);
     driver.kick(&queue);
-    notifiers[1].kick.read().expect_err("the driver is not ready");
+    notifiers[1].event.read().expect_err("the driver is not ready");
 
     driver.bring_up(VERSION_1, 4);
     driver.kick(&queue);
     driver.transport.write(QUEUE_NOTIFY_OFFSET, &2u32.to_le_bytes());
     driver.transport.write(QUEUE_NOTIFY_OFFSET, &u32::MAX.to_le_bytes());
 
-    assert_eq!(notifiers[1].kick.read().unwrap(), 1);
-    notifiers[0].kick.read().unwrap_err();
-    assert!(Arc::ptr_eq(held.lock().unwrap().queues[1].kick(), &notifiers[1].kick));
+    assert_eq!(notifiers[1].event.read().unwrap(), 1);
+    notifiers[0].event.read().unwrap_err();
+    assert!(Arc::ptr_eq(held.lock().unwrap().queues[1].kick(), &notifiers[1].event));
 }
 
 #[test]

@@ -46,7 +46,7 @@ fn senseless_requests_fail_and_leave_the_disk_alone() {
             assert_eq!(rig.write(offset, &mut data), Err(Failure::OutOfRange), "{offset:#x}");
             assert_eq!(rig.read(offset, &mut data), Err(Failure::OutOfRange));
             assert_eq!(rig.run(offset, 1024, Operation::Discard), Err(Failure::OutOfRange));
-            let zeroes = Operation::WriteZeroes { may_unmap: false };
+            let zeroes = Operation::WriteZeroes { may_unmap: false, durable: false };
             assert_eq!(rig.run(offset, 1024, zeroes), Err(Failure::OutOfRange));
         }
         let buffers = [buffer(&mut data)];
@@ -89,7 +89,7 @@ fn a_read_only_disk_takes_no_writes_of_any_kind() {
 
         assert_eq!(rig.write(0, &mut [1; 512]), Err(Failure::ReadOnly));
         assert_eq!(rig.run(0, 512, Operation::Discard), Err(Failure::ReadOnly));
-        let zeroes = Operation::WriteZeroes { may_unmap: true };
+        let zeroes = Operation::WriteZeroes { may_unmap: true, durable: true };
         assert_eq!(rig.run(0, 512, zeroes), Err(Failure::ReadOnly));
         assert_eq!(rig.run(0, 0, Operation::Flush), Ok(()));
         assert_eq!(rig.read(512, &mut [0; 512]), Ok(()));
@@ -109,10 +109,15 @@ fn discarding_gives_space_back_and_zeroes_read_as_zeroes() {
             let mut rig = Rig::new(&options(file.path(), engine));
 
             rig.run(1 << 20, 1 << 20, Operation::Discard).unwrap();
-            rig.run(2 << 20, (1 << 20) + 512, Operation::WriteZeroes { may_unmap: false }).unwrap();
-            rig.run(512, 1536, Operation::WriteZeroes { may_unmap: true }).unwrap();
+            rig.run(
+                2 << 20,
+                (1 << 20) + 512,
+                Operation::WriteZeroes { may_unmap: false, durable: false },
+            )
+            .unwrap();
+            rig.run(512, 1536, Operation::WriteZeroes { may_unmap: true, durable: true }).unwrap();
             rig.run(0, 0, Operation::Discard).unwrap();
-            rig.run(0, 0, Operation::WriteZeroes { may_unmap: false }).unwrap();
+            rig.run(0, 0, Operation::WriteZeroes { may_unmap: false, durable: false }).unwrap();
 
             let bytes = fs::read(file.path()).unwrap();
             assert_eq!(bytes.len(), 4 << 20, "the disk keeps its size");
@@ -256,8 +261,8 @@ proptest! {
                 0 => rig.read(offset, &mut data),
                 1 => rig.write(offset, &mut data),
                 2 => rig.run(0, 0, Operation::Flush),
-                3 => rig.run(offset, len, Operation::WriteZeroes { may_unmap: false }),
-                _ => rig.run(offset, len, Operation::WriteZeroes { may_unmap: true }),
+                3 => rig.run(offset, len, Operation::WriteZeroes { may_unmap: false, durable: false }),
+                _ => rig.run(offset, len, Operation::WriteZeroes { may_unmap: true, durable: true }),
             };
             prop_assert_eq!(result.is_ok(), fits || what == 2);
             if result.is_ok() {

@@ -153,8 +153,8 @@ fn a_block_device_is_a_disk_with_the_devices_blocks() {
 
             rig.write(8192, &mut [0x11; 8192]).unwrap();
             rig.run(8192, 4096, Operation::Discard).unwrap();
-            rig.run(0, 4096, Operation::WriteZeroes { may_unmap: false }).unwrap();
-            rig.run(4096, 4096, Operation::WriteZeroes { may_unmap: true }).unwrap();
+            rig.run(0, 4096, Operation::WriteZeroes { may_unmap: false, durable: false }).unwrap();
+            rig.run(4096, 4096, Operation::WriteZeroes { may_unmap: true, durable: true }).unwrap();
             rig.run(0, 0, Operation::Flush).unwrap();
 
             let mut data = vec![0xffu8; 16384];

@@ -1,5 +1,7 @@
 //! Several requests and queues at a time, pauses, resets, limits.
 
+use std::sync::atomic::AtomicUsize;
+
 use super::*;
 
 #[test]
@@ -124,10 +126,12 @@ fn a_throttled_device_resets_and_pauses_at_once() {
 /// A disk whose requests stay under way until the test lets them go.
 struct SlowDisk {
     gate: Arc<Barrier>,
+    submitted: Arc<AtomicUsize>,
 }
 
 struct SlowQueue {
     gate: Arc<Barrier>,
+    submitted: Arc<AtomicUsize>,
     waiting: Vec<u16>,
     done: Vec<Completion>,
 }
@@ -145,8 +149,8 @@ impl Disk for SlowDisk {
     }
 
     fn open_queue(&self, _: u16, _: BorrowedFd<'_>) -> io::Result<Box<dyn DiskQueue>> {
-        let gate = self.gate.clone();
-        Ok(Box::new(SlowQueue { gate, waiting: Vec::new(), done: Vec::new() }))
+        let (gate, submitted) = (self.gate.clone(), self.submitted.clone());
+        Ok(Box::new(SlowQueue { gate, submitted, waiting: Vec::new(), done: Vec::new() }))
     }
 }
 
@@ -154,6 +158,7 @@ impl Disk for SlowDisk {
 impl DiskQueue for SlowQueue {
     unsafe fn submit(&mut self, request: &DiskRequest<'_>) {
         self.waiting.push(request.tag);
+        self.submitted.fetch_add(1, Ordering::Relaxed);
     }
 
     fn start(&mut self) {}
@@ -180,12 +185,16 @@ impl DiskQueue for SlowQueue {
 #[test]
 fn a_reset_waits_for_what_is_in_flight() {
     let gate = Arc::new(Barrier::new(2));
-    let disk = SlowDisk { gate: gate.clone() };
+    let submitted = Arc::new(AtomicUsize::new(0));
+    let disk = SlowDisk { gate: gate.clone(), submitted: submitted.clone() };
     let device = VirtioBlk::new("slow", &DiskConfig::new("unused"), &disk).unwrap();
     let mut guest = Guest::of(device, u64::MAX, image());
     guest.put(0, 0, &header(VIRTIO_BLK_T_IN, 0), 4096);
     guest.put(0, 4, &header(VIRTIO_BLK_T_IN, 8), 4096);
     guest.kick(0);
+    crate::virtio::testing::wait_until("both are in flight", || {
+        submitted.load(Ordering::Relaxed) == 2
+    });
     assert_eq!(guest.config_u32(offset_of!(virtio_blk_config, blk_size)), 4096);
     assert_eq!(guest.config_u32(offset_of!(virtio_blk_config, physical_block_exp)), 1 | 2 << 16);
     assert_eq!(guest.config_u32(offset_of!(virtio_blk_config, opt_io_size)), 16);
@@ -201,6 +210,26 @@ fn a_reset_waits_for_what_is_in_flight() {
         let released = reset_at.lock().unwrap();
         assert!(released.is_some(), "the reset returned with requests in flight");
     });
+}
+
+/// The driver never stops asking, and the disk is never done; a pause comes in between.
+#[test]
+fn a_pause_does_not_wait_for_what_is_still_in_the_queue() {
+    let mut guest = Guest::new(|config| config.engine = Some(Engine::Sync));
+    let mut placed = Vec::new();
+    for at in 0..60u16 {
+        placed.push(guest.put(0, at * 4, &header(VIRTIO_BLK_T_IN, at.into()), 512));
+    }
+    for _ in 0..20 {
+        guest.kick(0);
+        guest.driver.transport.pause();
+        let used = guest.driver.used_index(&guest.queues[0]);
+        let done = placed.iter().filter(|placed| guest.status(**placed) == OK).count();
+        assert_eq!(done, usize::from(used), "what was begun is finished, and told");
+        guest.driver.transport.resume();
+    }
+    guest.wait(0, 60);
+    assert!(placed.iter().all(|placed| guest.status(*placed) == OK));
 }
 
 #[test]
