@@ -61,24 +61,26 @@ pub fn attach(
     event_loop: &mut EventLoop,
 ) -> Result<Virtio, VmError> {
     let memory: Memory = Arc::new(ram.memory().clone());
-    let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    // With whether KVM shall take over its notifiers. Each registration waits for a grace period of
+    // the host's kernel, which a device that is asked a few times only is not worth.
+    let mut devices: Vec<(Box<dyn VirtioDevice>, bool)> = Vec::new();
     for (index, disk) in config.disks.iter().enumerate() {
         let device = VirtioBlk::open(&disk_name(index), disk)
             .map_err(|source| VmError::Disk { path: disk.path.clone(), source })?;
-        devices.push(Box::new(device));
+        devices.push((Box::new(device), true));
     }
     if config.rng.enabled {
         let device = VirtioRng::new(&config.rng).map_err(host("create the entropy device"))?;
         event_loop.add(device.subscriber());
-        devices.push(Box::new(device));
+        devices.push((Box::new(device), false));
     }
     let mut transports = Vec::new();
-    for (device, place) in devices.into_iter().zip(places) {
+    for ((device, is_busy), place) in devices.into_iter().zip(places) {
         let line = Arc::new(IrqLine::new(Arc::clone(vm), place.gsi));
         let transport = MmioTransport::new(device, Arc::clone(&memory), line)
             .map_err(host("create an eventfd"))?;
         let base = u64::from(place.base);
-        for notifier in transport.notifiers() {
+        for notifier in transport.notifiers().iter().filter(|_| is_busy) {
             let address = IoEventAddress::Mmio(base + notifier.offset);
             vm.register_ioevent(&notifier.event, &address, notifier.datamatch)
                 .map_err(|source| VmError::Kvm { call: "watch a device's register", source })?;

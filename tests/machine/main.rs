@@ -106,7 +106,7 @@ const TESTS: &[Test] = tests![
     power::a_guest_that_ignores_its_power_button_is_ended[Kvm],
     power::a_second_sigterm_ends_at_once[Kvm],
     cpus::linux_finds_its_cpus[Kvm, Guest],
-    cpus::a_storm_of_interrupts_leaves_the_guest_consistent[Kvm, Guest],
+    cpus::a_storm_of_interrupts_leaves_the_guest_consistent[SoftwareKvm, Guest],
     power::linux_powers_off_by_its_button[Kvm, Guest],
     power::linux_resets_by_acpi[Kvm, Guest],
     power::linux_without_acpi_runs_on_one_cpu_and_is_told_of[Kvm, Guest],

@@ -263,7 +263,7 @@ fn set_high(address: &mut u64, value: u32) {
 
 /// The interrupt line and the InterruptStatus register, without a lock.
 struct MmioInterrupt {
-    /// What was raised and not acknowledged, and [`UNSEEN`].
+    /// What was raised and not acknowledged, with [`UNSEEN`] and [`UNCOUNTED`].
     status: AtomicU32,
     /// Where KVM counts the acknowledgements of used buffers that it took.
     acknowledged: Arc<EventFd>,
@@ -274,6 +274,9 @@ struct MmioInterrupt {
 
 /// Of [`MmioInterrupt::status`]: used buffers were told of since the driver last read it.
 const UNSEEN: u32 = 1 << 31;
+/// Of [`MmioInterrupt::status`]: acknowledgements that KVM took may be older than what the driver
+/// read last.
+const UNCOUNTED: u32 = 1 << 30;
 
 impl MmioInterrupt {
     /// Sets `cause` and signals an edge, also when the cause was set: the driver may be about to
@@ -287,19 +290,30 @@ impl MmioInterrupt {
         }
     }
 
-    /// The register as the driver sees it. When KVM took an acknowledgement it is not known
-    /// whether it came before or after the latest cause, so a cause that the driver has not seen
-    /// stays.
+    /// The register as the driver sees it.
+    ///
+    /// When KVM took an acknowledgement it is not known whether it came before or after the latest
+    /// cause. A cause that the driver has not seen therefore stays, without asking, since that is
+    /// what each interrupt finds; and it is seen twice by a driver that asks twice, which costs it
+    /// a look into its rings.
     fn read_status(&self) -> u32 {
-        let acknowledged = self.acknowledged.read().is_ok();
-        let see = |status| match status & UNSEEN != 0 {
-            true => status & !UNSEEN,
-            false if acknowledged => status & !VIRTIO_MMIO_INT_VRING,
-            false => status,
-        };
-        let before =
-            self.status.fetch_update(Ordering::AcqRel, Ordering::Acquire, |s| Some(see(s)));
-        before.map_or(0, see)
+        let seen = |status| status & !UNSEEN | UNCOUNTED;
+        let unseen = |status| (status & UNSEEN != 0).then(|| seen(status));
+        let (acquire, release) = (Ordering::Acquire, Ordering::AcqRel);
+        let before = self.status.fetch_update(release, acquire, unseen).unwrap_or_else(|_| {
+            let acknowledged = self.acknowledged.read().is_ok();
+            let count = |status| match status & (UNSEEN | UNCOUNTED) {
+                0 if acknowledged => Some(status & !VIRTIO_MMIO_INT_VRING),
+                0 => None,
+                UNCOUNTED => Some(status & !UNCOUNTED),
+                _ => unseen(status),
+            };
+            match self.status.fetch_update(release, acquire, count) {
+                Ok(before) => count(before).unwrap_or(before),
+                Err(before) => before,
+            }
+        });
+        before & (VIRTIO_MMIO_INT_VRING | VIRTIO_MMIO_INT_CONFIG)
     }
 
     /// The driver acknowledges `causes` by the register itself.

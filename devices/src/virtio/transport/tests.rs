@@ -137,6 +137,9 @@ fn acknowledgements_that_kvm_takes_count_too() {
 
     kvm.write(1).unwrap();
     signals.config_changed();
+    let both = VIRTIO_MMIO_INT_VRING | VIRTIO_MMIO_INT_CONFIG;
+    assert_eq!(status(&driver), both, "whether the first or the second was acknowledged is open");
+    kvm.write(1).unwrap();
     assert_eq!(status(&driver), VIRTIO_MMIO_INT_CONFIG);
     kvm.write(1).unwrap();
     driver.reset();
