@@ -15,13 +15,14 @@
 set -euo pipefail
 
 qemu=$(command -v qemu-system-x86_64)
+# test %edx,%edx (the type of an interrupt); jne; movzbl %r12b,%esi; mov %r13d,error_code; then
 # mov %esi,exception_index; movl $0,exception_is_int; movq $-1,exception_next_eip; testb $..,loglevel
 if perl -e '
     local $/;
     binmode STDIN;
     binmode STDOUT;
     $_ = <STDIN>;
-    my $count = s/\x89\xb3....(?=\xc7\x83....\0{4}\x48\xc7\x83....\xff{4}\xf6\x05)/\x66\x0f\x1f\x44\0\0/sg;
+    my $count = s/\x85\xd2\x0f\x85....\x41\x0f\xb6\xf4\x44\x89\xab....\K\x89\xb3....(?=\xc7\x83....\0{4}\x48\xc7\x83....\xff{4}\xf6\x05)/\x66\x0f\x1f\x44\0\0/sg;
     exit 1 unless $count == 1;
     print;
 ' <"$qemu" >"$1"; then

@@ -78,9 +78,9 @@ fi
 (pack) >"$work/initramfs.cpio"
 
 # A QEMU in another folder does not find its parts by itself.
-parts=$(dirname "$(dpkg-query --listfiles qemu-system-common | grep '/accel-tcg-x86_64\.so$')")
+tcg=$(dpkg-query --listfiles qemu-system-common | grep '/accel-tcg-x86_64\.so$')
 qemu=(
-    env "QEMU_MODULE_DIR=$parts" "$image/qemu-system-x86_64" -L /usr/share/qemu -L /usr/share/seabios
+    env "QEMU_MODULE_DIR=$(dirname "$tcg")" "$image/qemu-system-x86_64" -L /usr/share/qemu -L /usr/share/seabios
     -nodefaults -no-user-config -no-reboot -display none
     -M 'q35,vmport=off,smbus=off,sata=off,usb=off' "${machine[@]}"
     # q35 keeps up to 2.75 GiB below 4 GiB. More would give guests that are not in long mode pages of

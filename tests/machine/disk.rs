@@ -174,6 +174,7 @@ pub fn a_read_only_disk_refuses_writes() {
     let image = images.empty("fixed", 4 * MIB);
     let script = "[ $(cat /sys/block/vda/ro) = 1 ] || exit 1
                   echo x 2>/dev/null >/dev/vda && exit 2
+                  [ $(head -c 512 /dev/vda | wc -c) = 512 ] || exit 4
                   [ $(head -c 512 /dev/vda | tr -d '\\0' | wc -c) = 0 ] || exit 3
                   exit 42";
 

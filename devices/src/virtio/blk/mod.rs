@@ -33,7 +33,7 @@ use super::queue::Queue;
 use crate::backend::disk::{Disk, Geometry, OpenError, RawDisk, SECTOR_BYTES};
 use crate::rate_limit::Throttle;
 use control::Control;
-use request::{MAX_RANGE_SECTORS, MAX_RANGES, Offers};
+use request::{MAX_DISCARD_SECTORS, MAX_RANGES, MAX_ZEROES_SECTORS, Offers};
 use worker::{Shared, Worker};
 
 /// Descriptors of a request beside its data: the header and the status.
@@ -325,10 +325,10 @@ fn config_space(config: &DiskConfig, geometry: &Geometry, offers: Offers) -> [u8
     }
     if offers.ranges {
         fields! {
-            max_discard_sectors = MAX_RANGE_SECTORS;
+            max_discard_sectors = MAX_DISCARD_SECTORS;
             max_discard_seg = MAX_RANGES;
             discard_sector_alignment = geometry.physical_block / SECTOR_BYTES as u32;
-            max_write_zeroes_sectors = MAX_RANGE_SECTORS;
+            max_write_zeroes_sectors = MAX_ZEROES_SECTORS;
             max_write_zeroes_seg = MAX_RANGES;
             write_zeroes_may_unmap = 1u8;
         }

@@ -8,9 +8,10 @@ use virtio_bindings::virtio_blk::{
 use crate::backend::disk::SECTOR_BYTES;
 use crate::virtio::chain::{Chain, TooShort};
 
-/// The most sectors of one discard or zeroing: 2 GiB, so that no single request keeps a queue for
-/// ever.
-pub(super) const MAX_RANGE_SECTORS: u32 = 1 << 22;
+/// The most sectors of one discard: 2 GiB.
+pub(super) const MAX_DISCARD_SECTORS: u32 = 1 << 22;
+/// The most sectors of one zeroing: 64 MiB, which a host may have to write.
+pub(super) const MAX_ZEROES_SECTORS: u32 = 1 << 17;
 /// The most ranges of one discard or zeroing.
 pub(super) const MAX_RANGES: u32 = 1;
 
@@ -45,10 +46,10 @@ pub(super) struct Command {
 }
 
 impl Command {
-    /// Bytes that move between the disk and the guest's memory.
-    pub fn data_bytes(&self) -> u64 {
+    /// Bytes that are read or written. Zeroes are written, too, as far as the guest can tell.
+    pub fn bytes(&self) -> u64 {
         match self.kind {
-            Kind::Read | Kind::Write => self.len,
+            Kind::Read | Kind::Write | Kind::WriteZeroes { .. } => self.len,
             _ => 0,
         }
     }
@@ -133,7 +134,8 @@ fn range(chain: &mut Chain, request_type: u32) -> Result<Command, Refusal> {
         // §5.2.6.2: unknown flags, and unmap where it has no meaning.
         _ => return Err(Refusal::Unsupported),
     };
-    if count > MAX_RANGE_SECTORS {
+    let most = if kind == Kind::Discard { MAX_DISCARD_SECTORS } else { MAX_ZEROES_SECTORS };
+    if count > most {
         return Err(Refusal::Malformed);
     }
     let offset = sector.checked_mul(SECTOR_BYTES).ok_or(Refusal::Malformed)?;

@@ -101,7 +101,7 @@ pub(super) struct Worker {
     throttle: Option<Throttle>,
     /// No request is taken before the throttle's timer fires.
     throttled: bool,
-    /// The data of what is in flight.
+    /// Of what is in flight.
     bytes_in_flight: u64,
     pace: Pace,
     shared: Arc<Shared>,
@@ -207,7 +207,7 @@ impl Worker {
 
     /// Whether requests stay in the queue until a timer fires or one in flight is done.
     fn is_held_up(&self) -> bool {
-        self.throttled || self.bytes_in_flight >= MAX_BYTES_IN_FLIGHT
+        self.throttled || self.free.is_empty() || self.bytes_in_flight >= MAX_BYTES_IN_FLIGHT
     }
 
     /// Takes one request and starts or answers it; false when there is none to be taken.
@@ -247,7 +247,7 @@ impl Worker {
             return true;
         }
         slot.command = command;
-        self.bytes_in_flight += command.data_bytes();
+        self.bytes_in_flight += command.bytes();
         let operation = operation(&command, &slot.chain, &self.shared);
         let request = Request { tag, offset: command.offset, len: command.len, operation };
         // SAFETY: the chain stays in its slot, untouched, until the completion is taken, and keeps
@@ -265,7 +265,7 @@ impl Worker {
     /// Answers the request of `completion`.
     fn complete(&mut self, queue: &mut Queue, completion: Completion) {
         let Some(slot) = self.slots.get_mut(usize::from(completion.tag)) else { return };
-        self.bytes_in_flight -= slot.command.data_bytes();
+        self.bytes_in_flight -= slot.command.bytes();
         let metrics = &self.shared.metrics;
         match completion.result {
             Ok(()) => {
@@ -337,12 +337,7 @@ fn read_kick(kick: &EventFd) -> io::Result<()> {
 }
 
 fn is_admitted(throttle: &mut Throttle, command: &Command, shared: &Shared) -> bool {
-    // Zeroes are written too, as far as the guest can tell.
-    let bytes = match command.kind {
-        Kind::WriteZeroes { .. } => command.len,
-        _ => command.data_bytes(),
-    };
-    match throttle.admit(bytes) {
+    match throttle.admit(command.bytes()) {
         Ok(true) => true,
         Ok(false) => {
             shared.metrics.throttled.add(1);

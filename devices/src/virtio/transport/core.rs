@@ -78,6 +78,8 @@ pub struct Core {
     /// The driver took features past the 64 that there are.
     overreached: bool,
     queues: Vec<QueueState>,
+    /// The device was activated and not reset since.
+    active: bool,
 }
 
 impl fmt::Debug for Core {
@@ -95,7 +97,16 @@ impl Core {
     /// `device` as after a reset, with access to `memory`.
     pub fn new(device: Box<dyn VirtioDevice>, memory: Memory, signals: Arc<Signals>) -> Self {
         let queues = vec![QueueState::default(); device.queues().len()];
-        Self { device, memory, signals, status: 0, driver_features: 0, overreached: false, queues }
+        Self {
+            device,
+            memory,
+            signals,
+            status: 0,
+            driver_features: 0,
+            overreached: false,
+            queues,
+            active: false,
+        }
     }
 
     /// The device.
@@ -201,7 +212,7 @@ impl Core {
         let Some(queue) = self.state_mut(index) else { return };
         if !ready {
             if std::mem::take(&mut queue.ready)
-                && status & DRIVER_OK != 0
+                && self.active
                 && let Ok(number) = u16::try_from(index)
             {
                 self.device.reset_queue(number);
@@ -220,8 +231,9 @@ impl Core {
         }
         if let Some(queue) = self.state_mut(index) {
             queue.ready = true;
+            queue.was_reset = false;
         }
-        if status & DRIVER_OK != 0
+        if self.active
             && let Err(error) = self.restart_queue(index)
         {
             self.give_up(&error);
@@ -229,11 +241,11 @@ impl Core {
     }
 
     /// The driver resets queue `index` alone (§2.6.1): when this returns, the queue is as after a
-    /// reset of the device. Without VIRTIO_F_RING_RESET, before DRIVER_OK, or on a queue that is
-    /// not ready, this has no effect.
+    /// reset of the device. Without VIRTIO_F_RING_RESET, on a device that does not run, or on a queue
+    /// that is not ready, this has no effect.
     pub fn reset_queue(&mut self, index: u32) {
         let may = self.driver_features >> VIRTIO_F_RING_RESET & 1 != 0;
-        if !may || self.status & DRIVER_OK == 0 || !self.queue_is_ready(index) {
+        if !may || !self.active || !self.queue_is_ready(index) {
             return;
         }
         if let Ok(number) = u16::try_from(index) {
@@ -281,6 +293,7 @@ impl Core {
 
     fn reset(&mut self) {
         self.device.reset();
+        self.active = false;
         self.status = 0;
         self.driver_features = 0;
         self.overreached = false;
@@ -289,8 +302,9 @@ impl Core {
     }
 
     fn start(&mut self) {
-        if let Err(error) = self.try_start() {
-            self.give_up(&error);
+        match self.try_start() {
+            Ok(()) => self.active = true,
+            Err(error) => self.give_up(&error),
         }
     }
 

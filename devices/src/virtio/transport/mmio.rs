@@ -263,7 +263,7 @@ fn set_high(address: &mut u64, value: u32) {
 
 /// The interrupt line and the InterruptStatus register, without a lock.
 struct MmioInterrupt {
-    /// What was raised and not acknowledged, with [`UNSEEN`] and [`UNCOUNTED`].
+    /// What was raised and not acknowledged, and [`UNSEEN`].
     status: AtomicU32,
     /// Where KVM counts the acknowledgements of used buffers that it took.
     acknowledged: Arc<EventFd>,
@@ -274,9 +274,6 @@ struct MmioInterrupt {
 
 /// Of [`MmioInterrupt::status`]: used buffers were told of since the driver last read it.
 const UNSEEN: u32 = 1 << 31;
-/// Of [`MmioInterrupt::status`]: acknowledgements that KVM took may be older than what the driver
-/// read last.
-const UNCOUNTED: u32 = 1 << 30;
 
 impl MmioInterrupt {
     /// Sets `cause` and signals an edge, also when the cause was set: the driver may be about to
@@ -290,35 +287,30 @@ impl MmioInterrupt {
         }
     }
 
-    /// The register as the driver sees it.
-    ///
-    /// When KVM took an acknowledgement it is not known whether it came before or after the latest
-    /// cause. A cause that the driver has not seen therefore stays, without asking, since that is
-    /// what each interrupt finds; and it is seen twice by a driver that asks twice, which costs it
-    /// a look into its rings.
+    /// The register as the driver sees it. When KVM took an acknowledgement it is not known
+    /// whether it came before or after the latest cause, so a cause that the driver has not seen
+    /// stays.
     fn read_status(&self) -> u32 {
-        let seen = |status| status & !UNSEEN | UNCOUNTED;
-        let unseen = |status| (status & UNSEEN != 0).then(|| seen(status));
-        let (acquire, release) = (Ordering::Acquire, Ordering::AcqRel);
-        let before = self.status.fetch_update(release, acquire, unseen).unwrap_or_else(|_| {
-            let acknowledged = self.acknowledged.read().is_ok();
-            let count = |status| match status & (UNSEEN | UNCOUNTED) {
-                0 if acknowledged => Some(status & !VIRTIO_MMIO_INT_VRING),
-                0 => None,
-                UNCOUNTED => Some(status & !UNCOUNTED),
-                _ => unseen(status),
-            };
-            match self.status.fetch_update(release, acquire, count) {
-                Ok(before) => count(before).unwrap_or(before),
-                Err(before) => before,
-            }
-        });
-        before & (VIRTIO_MMIO_INT_VRING | VIRTIO_MMIO_INT_CONFIG)
+        let acknowledged = self.acknowledged.read().is_ok();
+        let see = |status| match status & UNSEEN != 0 {
+            true => status & !UNSEEN,
+            false if acknowledged => status & !VIRTIO_MMIO_INT_VRING,
+            false => status,
+        };
+        let before =
+            self.status.fetch_update(Ordering::AcqRel, Ordering::Acquire, |s| Some(see(s)));
+        before.map_or(0, see)
     }
 
-    /// The driver acknowledges `causes` by the register itself.
+    /// The driver acknowledges `causes` by the register itself. It can mean used buffers only if it
+    /// has seen them.
     fn acknowledge(&self, causes: u32) {
-        self.status.fetch_and(!causes, Ordering::AcqRel);
+        let acknowledged = |status| {
+            let seen = if status & UNSEEN == 0 { VIRTIO_MMIO_INT_VRING } else { 0 };
+            Some(status & !(causes & (VIRTIO_MMIO_INT_CONFIG | seen)))
+        };
+        // It always has an answer.
+        let _ = self.status.fetch_update(Ordering::AcqRel, Ordering::Acquire, acknowledged);
     }
 
     /// As before the first cause.
