@@ -7,6 +7,7 @@ pub mod blk;
 pub mod chain;
 #[cfg(test)]
 mod conformance;
+mod desk;
 pub mod device;
 pub mod queue;
 pub mod rng;

@@ -4,6 +4,7 @@
 //! and knows the arithmetic of VIRTIO_F_EVENT_IDX. On top of it:
 //! - a chain is checked whole before the device sees it ([`Chain`]); the crate's iterator ends a
 //!   bad chain without a word;
+//! - several chains can be used at one stroke ([`Queue::push_together`]);
 //! - VIRTQ_AVAIL_F_NO_INTERRUPT is obeyed;
 //! - a driver cannot have more chains in flight than the queue has entries.
 //!
@@ -15,7 +16,7 @@
 //!   leave nothing to give back: the queue asks for a reset and is dead until then.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use virtio_bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VRING_AVAIL_ALIGN_SIZE,
@@ -34,6 +35,10 @@ const RING_META_BYTES: usize = 6;
 const AVAIL_ENTRY_BYTES: usize = 2;
 /// Bytes of an entry of the used ring.
 const USED_ENTRY_BYTES: usize = 8;
+/// Where the index lies in a ring.
+const RING_IDX: u64 = 2;
+/// Where the entries begin in a ring.
+const RING_ENTRIES: u64 = 4;
 
 /// How a driver set a queue up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -119,8 +124,10 @@ enum RingError {
     Head { head: u16, size: u16 },
     #[error("more chains are in flight than the {size} entries allow")]
     InFlight { size: u16 },
-    #[error("the flags of the available ring cannot be read")]
-    Flags,
+    #[error("the available ring cannot be read")]
+    Avail,
+    #[error("the used ring cannot be written")]
+    Used,
 }
 
 /// A queue that a driver set up and that is ready for use.
@@ -136,8 +143,10 @@ pub struct Queue {
     error_status: Option<u8>,
     /// Chains that were popped and not pushed.
     in_flight: u16,
-    /// Whether chains were pushed since the last decision on an interrupt.
-    pushed: bool,
+    /// The used ring's index.
+    next_used: u16,
+    /// What it was at the last decision on an interrupt.
+    next_used_then: u16,
     /// Dead until the driver resets it.
     broken: bool,
     bad_chains: u64,
@@ -174,7 +183,8 @@ impl Queue {
             kick: slot.kick.clone(),
             error_status: None,
             in_flight: 0,
-            pushed: false,
+            next_used: 0,
+            next_used_then: 0,
             broken: false,
             bad_chains: 0,
         })
@@ -238,15 +248,41 @@ impl Queue {
     ///
     /// `chain` must be one that this queue gave out.
     pub fn push(&mut self, chain: &mut Chain, written: u32) {
-        let Some(head) = chain.release() else { return };
-        self.in_flight = self.in_flight.saturating_sub(1);
-        if self.broken {
+        self.push_together(std::iter::once((chain, written)));
+    }
+
+    /// Does for several chains what [`Queue::push`] does for one, and lets the driver see all of them
+    /// at once or none.
+    pub fn push_together<'a>(&mut self, chains: impl Iterator<Item = (&'a mut Chain, u32)>) {
+        let mut next_used = self.next_used;
+        for (chain, written) in chains {
+            let Some(head) = chain.release() else { continue };
+            self.in_flight = self.in_flight.saturating_sub(1);
+            if self.broken {
+                continue;
+            }
+            if self.write_used(next_used, head, written).is_err() {
+                self.fail(&RingError::Used);
+                return;
+            }
+            next_used = next_used.wrapping_add(1);
+        }
+        if next_used == self.next_used || self.broken {
             return;
         }
-        match self.ring.add_used(self.memory.as_ref(), head, written) {
-            Ok(()) => self.pushed = true,
-            Err(error) => self.fail(&RingError::Ring(error)),
+        self.next_used = next_used;
+        let index = GuestAddress(self.ring.used_ring() + RING_IDX);
+        if self.memory.store(next_used.to_le(), index, Ordering::Release).is_err() {
+            self.fail(&RingError::Used);
         }
+    }
+
+    /// Writes the entry of the used ring that `index` stands for.
+    fn write_used(&self, index: u16, head: u16, written: u32) -> Result<(), RingError> {
+        let entry = u64::from(index % self.rules.entries) * USED_ENTRY_BYTES as u64;
+        let address = GuestAddress(self.ring.used_ring() + RING_ENTRIES + entry);
+        let bytes = u64::from(head) | u64::from(written) << u32::BITS;
+        self.memory.write_obj(bytes.to_le(), address).map_err(|_| RingError::Used)
     }
 
     /// Undoes the last [`Queue::pop`]: the request waits in the queue again, and `chain` is empty.
@@ -261,7 +297,7 @@ impl Queue {
     /// Interrupts the driver if chains were pushed since the last call and it wants to know. Call
     /// it once a batch.
     pub fn signal(&mut self) {
-        if !std::mem::take(&mut self.pushed) || self.broken {
+        if self.next_used_then == self.next_used || self.broken {
             return;
         }
         match self.wants_interrupt() {
@@ -341,17 +377,27 @@ impl Queue {
         self.push(chain, 0);
     }
 
-    /// Whether the driver wants an interrupt for what was pushed (§2.7.7, §2.7.10).
+    /// Whether the driver wants an interrupt for what was pushed since the last call (§2.7.7,
+    /// §2.7.10).
     fn wants_interrupt(&mut self) -> Result<bool, RingError> {
-        let memory = self.memory.as_ref();
-        let wanted = self.ring.needs_notification(memory).map_err(RingError::Ring)?;
-        if self.ring.event_idx_enabled() {
-            return Ok(wanted);
+        let pushed = self.next_used.wrapping_sub(self.next_used_then);
+        self.next_used_then = self.next_used;
+        // The driver sees the used ring's index before its wish is read here, or its wish is seen.
+        fence(Ordering::SeqCst);
+        if !self.ring.event_idx_enabled() {
+            return Ok(u32::from(self.load(0)?) & VRING_AVAIL_F_NO_INTERRUPT == 0);
         }
-        let flags: u16 = memory
-            .load(GuestAddress(self.ring.avail_ring()), Ordering::Relaxed)
-            .map_err(|_| RingError::Flags)?;
-        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+        let used_event =
+            self.load(RING_ENTRIES + (AVAIL_ENTRY_BYTES * usize::from(self.size())) as u64)?;
+        Ok(self.next_used.wrapping_sub(used_event).wrapping_sub(1) < pushed)
+    }
+
+    /// The two bytes at `offset` in the available ring.
+    fn load(&self, offset: u64) -> Result<u16, RingError> {
+        let address = GuestAddress(self.ring.avail_ring() + offset);
+        let value: u16 =
+            self.memory.load(address, Ordering::Relaxed).map_err(|_| RingError::Avail)?;
+        Ok(u16::from_le(value))
     }
 
     fn fail(&mut self, error: &RingError) {

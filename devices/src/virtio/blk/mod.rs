@@ -1,11 +1,10 @@
 //! The block device (virtio 1.2 §5.2): a disk for the guest.
 //!
 //! Each queue has a thread (`worker`) that parses requests (`request`) and moves their data
-//! straight between the guest's memory and the image; `control` starts and stops it. This module
+//! straight between the guest's memory and the image. This module
 //! is what the transport sees: features, configuration, life cycle.
 
 mod config;
-mod control;
 mod metrics;
 mod request;
 mod worker;
@@ -28,11 +27,11 @@ use vmm_sys_util::eventfd::EventFd;
 pub use config::{DiskConfig, DiskConfigError, MAX_QUEUES};
 pub use metrics::{Counter, DiskMetrics};
 
+use super::desk::Desk;
 use super::device::{ActivateError, Activation, QueueSlot, VirtioDevice};
 use super::queue::Queue;
 use crate::backend::disk::{Disk, Geometry, OpenError, RawDisk, SECTOR_BYTES};
 use crate::rate_limit::Throttle;
-use control::Control;
 use request::{MAX_DISCARD_SECTORS, MAX_RANGES, MAX_ZEROES_SECTORS, Offers};
 use worker::{Shared, Worker};
 
@@ -66,7 +65,7 @@ pub enum BlkError {
 /// A queue and its thread.
 #[derive(Debug)]
 struct Server {
-    control: Arc<Control>,
+    desk: Arc<Desk<Option<Queue>>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -145,20 +144,20 @@ impl VirtioBlk {
         let throttle = throttle.map(Throttle::try_clone).transpose();
         let throttle = throttle.map_err(host("make a timer"))?;
         let worker = Worker::new(queue, max_size, throttle, self.shared.clone());
-        let control = Arc::new(Control::new(kick.clone()));
-        let given = control.clone();
+        let desk = Arc::new(Desk::new(kick.clone()));
+        let given = desk.clone();
         let short: String = self.shared.name.chars().filter(char::is_ascii).take(8).collect();
         let thread = thread::Builder::new()
             .name(format!("{short}-q{index}"))
             .spawn(move || worker.run(&given))
             .map_err(host("start a thread"))?;
-        self.servers.push(Server { control, thread: Some(thread) });
+        self.servers.push(Server { desk, thread: Some(thread) });
         self.slots.push(QueueSlot { max_size, kick });
         Ok(())
     }
 
-    fn control(&self, index: u16) -> Option<&Control> {
-        self.servers.get(usize::from(index)).map(|server| server.control.as_ref())
+    fn desk(&self, index: u16) -> Option<&Desk<Option<Queue>>> {
+        self.servers.get(usize::from(index)).map(|server| server.desk.as_ref())
     }
 
     fn set_write_back(&mut self, on: bool) {
@@ -229,34 +228,34 @@ impl VirtioDevice for VirtioBlk {
 
     fn reset(&mut self) {
         for server in &self.servers {
-            server.control.take_away();
+            server.desk.change(|queue| *queue = None);
         }
         self.switch_fixed = false;
         self.set_write_back(self.shared.offers.flush);
     }
 
     fn reset_queue(&mut self, index: u16) {
-        if let Some(control) = self.control(index) {
-            control.take_away();
+        if let Some(desk) = self.desk(index) {
+            desk.change(|queue| *queue = None);
         }
     }
 
     fn enable_queue(&mut self, queue: Queue) -> Result<(), ActivateError> {
-        if let Some(control) = self.control(queue.index()) {
-            control.put(queue);
+        if let Some(desk) = self.desk(queue.index()) {
+            desk.change(|place| *place = Some(queue));
         }
         Ok(())
     }
 
     fn pause(&mut self) {
         for server in &self.servers {
-            server.control.hold();
+            server.desk.hold();
         }
     }
 
     fn resume(&mut self) {
         for server in &self.servers {
-            server.control.release();
+            server.desk.release();
         }
     }
 }
@@ -264,7 +263,7 @@ impl VirtioDevice for VirtioBlk {
 impl Drop for VirtioBlk {
     fn drop(&mut self) {
         for server in &mut self.servers {
-            server.control.end();
+            server.desk.end();
             if let Some(thread) = server.thread.take() {
                 // A panic in it has been printed.
                 let _ = thread.join();

@@ -17,12 +17,12 @@ use virtio_bindings::virtio_blk::{
 };
 use vmm_sys_util::eventfd::EventFd;
 
-use super::control::Control;
 use super::metrics::DiskMetrics;
 use super::request::{Command, Kind, Offers, Refusal, parse};
 use crate::backend::disk::{Buffer, Completion, DiskQueue, Failure, Operation, Request};
 use crate::rate_limit::{LogLimit, Throttle};
 use crate::virtio::chain::Chain;
+use crate::virtio::desk::{Desk, Taken};
 use crate::virtio::queue::Queue;
 
 /// The most requests that are taken before completions are looked for and the driver is told.
@@ -153,29 +153,28 @@ impl Worker {
         }
     }
 
-    /// The thread's life: serves what `control` gives it.
-    pub fn run(mut self, control: &Control) {
-        while let Some(queue) = control.next_queue() {
-            let mut serving = Serving { control, queue: Some(queue) };
-            if let Some(queue) = &mut serving.queue {
-                self.serve(queue, control);
+    /// The thread's life: serves what lies on `desk`.
+    pub fn run(mut self, desk: &Desk<Option<Queue>>) {
+        while let Some(mut taken) = Taken::next(desk) {
+            if let Some(queue) = &mut taken.work {
+                self.serve(queue, desk);
             }
         }
     }
 
-    /// Serves `queue` until `control` asks for it, and finishes what is in flight.
-    fn serve(&mut self, queue: &mut Queue, control: &Control) {
+    /// Serves `queue` until it shall stop, and finishes what is in flight.
+    fn serve(&mut self, queue: &mut Queue, desk: &Desk<Option<Queue>>) {
         queue.set_error_status(S_IOERR);
         self.throttled = false;
         // The driver may have filled it before.
-        while !control.stops() {
-            if self.turn(queue, control) {
+        while !desk.stops() {
+            if self.turn(queue, desk) {
                 continue;
             }
-            if let Err(error) = self.wait(control.kick()) {
+            if let Err(error) = self.wait(desk.kick()) {
                 // Nothing that a host is known to do.
                 tracing::error!(disk = self.shared.name, %error, "a queue stops: no more kicks");
-                control.refuse();
+                desk.refuse();
                 break;
             }
             self.pace.kicked();
@@ -188,10 +187,10 @@ impl Worker {
     }
 
     /// Takes a batch, starts it and completes what is done; whether there is more to do at once.
-    fn turn(&mut self, queue: &mut Queue, control: &Control) -> bool {
+    fn turn(&mut self, queue: &mut Queue, desk: &Desk<Option<Queue>>) -> bool {
         queue.disable_kicks();
         let mut room = BATCH;
-        while room > 0 && !self.is_held_up() && !control.stops() && self.take(queue) {
+        while room > 0 && !self.is_held_up() && !desk.stops() && self.take(queue) {
             room -= 1;
         }
         self.pace.batches |= BATCH - room > 1;
@@ -313,18 +312,6 @@ impl Worker {
             throttle.clear()?;
         }
         if kicked { read_kick(kick) } else { Ok(()) }
-    }
-}
-
-/// The queue on its way through [`Worker::serve`]: back it goes, also when the thread panics.
-struct Serving<'a> {
-    control: &'a Control,
-    queue: Option<Queue>,
-}
-
-impl Drop for Serving<'_> {
-    fn drop(&mut self) {
-        self.control.put_back(self.queue.take());
     }
 }
 
