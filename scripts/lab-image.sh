@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the lab: Debian's newest cloud kernel of the 6.12 series with the modules that the lab needs, an
-# initramfs with busybox, programs for file systems and ours, and a QEMU (lab-qemu.sh). Nothing is
+# initramfs with busybox, programs for file systems and networks and ours, and a QEMU (lab-qemu.sh). Nothing is
 # installed on this machine.
 #
 # usage: lab-image.sh OUTPUT_DIRECTORY INIT MODULES HOLD_C
@@ -13,7 +13,7 @@ package=$scripts/debian-package.sh
 
 if [ "${1-}" = --identity ]; then
     "$package" name "$pattern"
-    dpkg-query --show busybox-static cpio e2fsprogs gcc kmod libc6 libc6-dev qemu-system-x86
+    dpkg-query --show busybox-static cpio e2fsprogs gcc iproute2 passt kmod libc6 libc6-dev qemu-system-x86
     cksum <"$scripts/lab-qemu.sh"
     exit
 fi
@@ -41,7 +41,7 @@ copy_modules() {
 # Copies programs of this machine with the libraries that they load, to the same places.
 copy_programs() {
     local program file
-    for program in mke2fs e2fsck debugfs; do
+    for program in mke2fs e2fsck debugfs ip passt; do
         program=$(command -v "$program")
         cp "$program" "$root/sbin/"
         ldd "$program" | sed -n 's/.*[[:space:]]\(\/[^ ]*\) (.*/\1/p' | while read -r file; do
@@ -49,11 +49,13 @@ copy_programs() {
             cp --dereference --update "$file" "$root$file"
         done
     done
-    mkdir -p "$root/etc"
     : >"$root/etc/mtab"
+    # passt run by root becomes nobody, and hands on a name server that nobody asks here.
+    printf '%s\n' 'root:x:0:0::/root:/bin/sh' 'nobody:x:65534:65534::/:/bin/false' >"$root/etc/passwd"
+    echo 'nameserver 192.0.2.53' >"$root/etc/resolv.conf"
 }
 
-mkdir -p "$work" "$root"/{bin,dev,etc,lab,lib/modules,proc,root,run,sbin,sys,tmp,usr/bin,usr/sbin}
+mkdir -p "$work" "$root"/{bin,dev,etc,lab,lib/modules,mnt,proc,root,run,sbin,sys,tmp,usr/bin,usr/sbin}
 cd "$work"
 "$package" extract "$pattern"
 install -m 644 boot/vmlinuz-* "$output/vmlinuz"

@@ -21,6 +21,8 @@ run_packages=(
 )
 test_packages=(
     acpica-tools    # iasl, which checks the ACPI tables
+    iproute2        # ip, which makes the networks of test guests
+    passt           # a network for guests of plain users
     e2fsprogs       # makes and checks the disks of test guests
     shellcheck      # checks these scripts
     qemu-system-x86 # the lab: a machine with hardware-virtualised KVM, emulated

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use devices::legacy::serial::SerialConfig;
 use devices::virtio::blk::DiskConfig;
+use devices::virtio::net::NetConfig;
 use devices::virtio::rng::RngConfig;
 
 use crate::config::{AssistMode, CpuConfig, MemoryConfig, Span, VmConfig, keyvalue};
@@ -64,6 +65,11 @@ pub struct RunArgs {
     /// engine=io_uring|sync, id=S, iops=RATE, bandwidth=RATE, discard=on|off, sync=on|off
     #[arg(short, long = "disk", value_name = "FILE,…", value_parser = parse_disk)]
     pub disks: Vec<DiskConfig>,
+    /// Network, repeatable, eth0 first: user with forward=tcp|udp:HOSTPORT:GUESTPORT (repeatable),
+    /// host=ADDRESS; tap=NAME with queues=N; fd=N; none; all with mac=MAC, mtu=BYTES, id=S,
+    /// bandwidth=RATE, packets=RATE [default: none]
+    #[arg(short, long = "net", value_name = "KIND,…", value_parser = parse_net)]
+    pub nets: Vec<NetConfig>,
     /// Entropy device: on or off, with bandwidth=RATE [default: on]
     #[arg(long, value_name = "on|off", value_parser = parse_rng)]
     pub rng: Option<RngConfig>,
@@ -109,6 +115,7 @@ impl RunArgs {
             cpus,
             memory,
             disks,
+            nets,
             rng,
             serial,
             timeout,
@@ -131,6 +138,9 @@ impl RunArgs {
         override_with(&mut config.rng, rng);
         if !disks.is_empty() {
             config.disks = disks;
+        }
+        if !nets.is_empty() {
+            config.nets = nets;
         }
         override_with(&mut config.serial, serial);
         override_with(&mut config.assist, assist);
@@ -155,6 +165,10 @@ fn parse_cpus(text: &str) -> Result<CpuConfig, keyvalue::KeyValueError> {
 
 fn parse_disk(text: &str) -> Result<DiskConfig, keyvalue::KeyValueError> {
     keyvalue::parse(text, DiskConfig::FIRST_KEY)
+}
+
+fn parse_net(text: &str) -> Result<NetConfig, keyvalue::KeyValueError> {
+    keyvalue::parse(text, NetConfig::FIRST_KEY)
 }
 
 fn parse_rng(text: &str) -> Result<RngConfig, keyvalue::KeyValueError> {

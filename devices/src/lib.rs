@@ -10,6 +10,7 @@ pub mod bus;
 pub mod event;
 pub mod interrupt;
 pub mod legacy;
+pub mod metrics;
 pub mod rate_limit;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

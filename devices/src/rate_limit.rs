@@ -9,7 +9,7 @@ use std::io;
 use std::num::NonZeroU64;
 use std::os::fd::{AsRawFd, RawFd};
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -184,12 +184,23 @@ impl Limiter {
         if !wait.is_zero() {
             return Err(wait);
         }
+        self.charge(bytes);
+        Ok(())
+    }
+
+    /// How long after `now` an operation of unknown size may start; zero when it may at once.
+    pub fn wait(&mut self, now: Instant) -> Duration {
+        let buckets = [&mut self.operations, &mut self.bytes].into_iter().flatten();
+        buckets.map(|bucket| bucket.wait(1, now)).max().unwrap_or_default()
+    }
+
+    /// Takes one operation of `bytes` out of both buckets, into debt if need be.
+    pub fn charge(&mut self, bytes: u64) {
         for (bucket, amount) in [(&mut self.operations, 1), (&mut self.bytes, bytes)] {
             if let Some(bucket) = bucket {
                 bucket.take(amount);
             }
         }
-        Ok(())
     }
 }
 
@@ -225,15 +236,34 @@ impl Throttle {
     /// # Errors
     /// The timer could not be set; the operation may start, since no one would ask again.
     pub fn admit(&mut self, bytes: u64) -> io::Result<bool> {
-        let taken = {
-            let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
-            limiter.take(bytes, Instant::now())
-        };
+        let taken = self.limiter().take(bytes, Instant::now());
         match taken {
             Ok(()) => Ok(true),
             // Setting the timer takes back an earlier expiry.
             Err(wait) => self.timer.reset(wait, None).map(|()| false).map_err(io::Error::from),
         }
+    }
+
+    /// Whether an operation may start whose size is not known yet, see [`Throttle::charge`]. If not,
+    /// the timer is set for when to ask again.
+    ///
+    /// # Errors
+    /// As [`Throttle::admit`].
+    pub fn is_open(&mut self) -> io::Result<bool> {
+        let wait = self.limiter().wait(Instant::now());
+        if wait.is_zero() {
+            return Ok(true);
+        }
+        self.timer.reset(wait, None).map(|()| false).map_err(io::Error::from)
+    }
+
+    /// An operation that was let through by [`Throttle::is_open`] turned out to have `bytes`.
+    pub fn charge(&self, bytes: u64) {
+        self.limiter().charge(bytes);
+    }
+
+    fn limiter(&self) -> MutexGuard<'_, Limiter> {
+        self.limiter.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Unsets the timer and takes back its expiry.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::de::value::{MapDeserializer, StrDeserializer};
+use serde::de::value::{MapDeserializer, SeqDeserializer, StrDeserializer};
 use serde::de::{self, DeserializeOwned, IntoDeserializer, Visitor};
 
 use super::nearest::nearest;
@@ -31,30 +31,104 @@ impl de::Error for KeyValueError {
         })
     }
 
-    fn duplicate_field(field: &'static str) -> Self {
-        Self(format!("\"{field}\" is given twice"))
-    }
-
     fn missing_field(field: &'static str) -> Self {
         Self(format!("\"{field}\" is missing"))
     }
 }
 
 /// Reads `text` as a `T`. The first entry may leave out its key, which then is `first_key`; any
-/// other entry without a value is a true boolean.
+/// other entry without a value is a true boolean. A key that takes a list may be given several
+/// times, once for each entry.
 pub fn parse<T: DeserializeOwned>(text: &str, first_key: &str) -> Result<T, KeyValueError> {
     let entries = text.split(',').enumerate().map(|(index, entry)| match entry.split_once('=') {
         Some((key, value)) => (key, Word::Text(value)),
         None if index == 0 => (first_key, Word::Text(entry)),
         None => (entry, Word::Bare),
     });
-    T::deserialize(MapDeserializer::new(entries))
+    let mut values: Vec<(&str, Value<'_>)> = Vec::new();
+    for (key, word) in entries {
+        match values.iter_mut().find(|(known, _)| *known == key) {
+            Some((_, value)) => value.words.push(word),
+            None => values.push((key, Value { key, words: vec![word] })),
+        }
+    }
+    T::deserialize(MapDeserializer::new(values.into_iter()))
 }
 
 /// One value.
+#[derive(Clone, Copy)]
 enum Word<'a> {
     Text(&'a str),
     Bare,
+}
+
+/// All that was given for a key, at least one word.
+struct Value<'a> {
+    key: &'a str,
+    words: Vec<Word<'a>>,
+}
+
+impl<'a> Value<'a> {
+    /// The value of a key that takes one.
+    fn word(&self) -> Result<Word<'a>, KeyValueError> {
+        match self.words[..] {
+            [word] => Ok(word),
+            _ => Err(KeyValueError(format!("\"{}\" is given twice", self.key))),
+        }
+    }
+}
+
+impl<'a> IntoDeserializer<'a, KeyValueError> for Value<'a> {
+    type Deserializer = Self;
+
+    fn into_deserializer(self) -> Self {
+        self
+    }
+}
+
+macro_rules! single {
+    ($($method:ident),*) => {$(
+        fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, KeyValueError> {
+            self.word()?.$method(visitor)
+        }
+    )*};
+}
+
+impl<'de> de::Deserializer<'de> for Value<'de> {
+    type Error = KeyValueError;
+
+    single! { deserialize_any, deserialize_bool, deserialize_u8, deserialize_u16, deserialize_u32,
+    deserialize_u64 }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, KeyValueError> {
+        visitor.visit_some(self)
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, KeyValueError> {
+        visitor.visit_newtype_struct(self)
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        variants: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, KeyValueError> {
+        self.word()?.deserialize_enum(name, variants, visitor)
+    }
+
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, KeyValueError> {
+        visitor.visit_seq(SeqDeserializer::new(self.words.into_iter()))
+    }
+
+    serde::forward_to_deserialize_any! {
+        i8 i16 i32 i64 i128 u128 f32 f64 char str string bytes byte_buf unit unit_struct tuple
+        tuple_struct map struct identifier ignored_any
+    }
 }
 
 impl<'a> IntoDeserializer<'a, KeyValueError> for Word<'a> {
@@ -155,13 +229,25 @@ mod tests {
         #[serde(default)]
         readonly: bool,
         queues: Option<u16>,
+        #[serde(default)]
+        tag: Vec<String>,
     }
 
     #[test]
     fn the_first_key_may_be_left_out_and_a_bare_word_is_true() {
         let disk: Disk = parse("123.img,readonly,queues=2", "path").unwrap();
 
-        assert_eq!(disk, Disk { path: "123.img".into(), readonly: true, queues: Some(2) });
+        assert_eq!(
+            disk,
+            Disk { path: "123.img".into(), readonly: true, queues: Some(2), tag: Vec::new() }
+        );
+    }
+
+    #[test]
+    fn a_key_that_takes_a_list_may_be_given_several_times() {
+        let disk: Disk = parse("a,tag=x,readonly,tag=y", "path").unwrap();
+
+        assert_eq!(disk.tag, ["x", "y"]);
     }
 
     #[test]

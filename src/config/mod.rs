@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use devices::legacy::serial::SerialConfig;
 use devices::virtio::blk::{DiskConfig, DiskConfigError};
+use devices::virtio::net::{NetConfig, NetConfigError};
 use devices::virtio::rng::RngConfig;
 use serde::{Deserialize, Serialize};
 
@@ -54,6 +55,9 @@ pub struct VmConfig {
     /// The disks, vda first.
     #[serde(rename = "disk", skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskConfig>,
+    /// The networks, eth0 first.
+    #[serde(rename = "net", skip_serializing_if = "Vec::is_empty")]
+    pub nets: Vec<NetConfig>,
 }
 
 /// How long a guest may take to power off when nothing else is said.
@@ -146,6 +150,22 @@ pub enum ConfigError {
     /// Two root file systems.
     #[error("--disk: two disks have ,root; leave it with one")]
     TwoRoots,
+    /// A network that cannot be.
+    #[error("--net {given}")]
+    Net {
+        /// Which.
+        given: String,
+        /// What is wrong.
+        source: NetConfigError,
+    },
+    /// Two networks that are to be one.
+    #[error("--net {given}: another network of this guest has {what}; give each its own")]
+    NetTwice {
+        /// The second.
+        given: String,
+        /// What they share.
+        what: &'static str,
+    },
     /// Processors that cannot be arranged as asked.
     #[error("--cpus")]
     Topology(#[source] TopologyError),
@@ -158,7 +178,33 @@ impl VmConfig {
             return Err(ConfigError::AppendAndCmdline);
         }
         self.cpus.topology()?;
-        self.validate_disks()
+        self.validate_disks()?;
+        self.validate_nets()
+    }
+
+    /// The networks that there are, with their names.
+    pub fn named_nets(&self) -> impl Iterator<Item = (String, &NetConfig)> {
+        let nets = self.nets.iter().filter(|net| !net.is_none());
+        nets.enumerate().map(|(index, net)| (net.name(index), net))
+    }
+
+    fn validate_nets(&self) -> Result<(), ConfigError> {
+        let failed = |net: &NetConfig, source| ConfigError::Net { given: net.to_string(), source };
+        self.nets.iter().try_for_each(|net| net.validate().map_err(|e| failed(net, e)))?;
+        let nets: Vec<_> = self.named_nets().collect();
+        for (index, (name, net)) in nets.iter().enumerate() {
+            let earlier = || nets[..index].iter();
+            let shared = [
+                ("this interface", net.tap.is_some() && earlier().any(|(_, o)| o.tap == net.tap)),
+                ("this descriptor", net.fd.is_some() && earlier().any(|(_, o)| o.fd == net.fd)),
+                ("this id", earlier().any(|(other, _)| other == name)),
+                ("this mac", earlier().any(|(n, o)| o.mac_for(n) == net.mac_for(name))),
+            ];
+            if let Some((what, _)) = shared.into_iter().find(|(_, shared)| *shared) {
+                return Err(ConfigError::NetTwice { given: net.to_string(), what });
+            }
+        }
+        Ok(())
     }
 
     fn validate_disks(&self) -> Result<(), ConfigError> {
@@ -198,6 +244,38 @@ mod tests {
 
         let expected = Topology { threads_per_core: 2, cores_per_socket: 2, sockets: 2 };
         assert_eq!(cpus.topology(), Ok(expected));
+    }
+
+    #[test]
+    fn networks_that_cannot_be_are_refused_by_their_flag() {
+        let refusal = |texts: &[&str]| {
+            let nets =
+                texts.iter().map(|text| keyvalue::parse(text, NetConfig::FIRST_KEY).unwrap());
+            let config = VmConfig { nets: nets.collect(), ..VmConfig::default() };
+            let error = config.validate().unwrap_err();
+            let source = std::error::Error::source(&error).map(ToString::to_string);
+            format!("{error}: {}", source.unwrap_or_default())
+        };
+        for (nets, parts) in [
+            (&["user,tap=tap0"][..], ["--net user", "tap=NAME"]),
+            (&["tap=tap0,queues=0"], ["--net tap=tap0", "1 to 64"]),
+            (&["user,queues=2"], ["--net user", "tap=NAME only"]),
+            (&["user,mtu=67"], ["--net user", "68 to 65535"]),
+            (&["user,id="], ["--net user", "32 printable"]),
+            (&["tap=a,forward=tcp:1:2"], ["--net tap=a", "user networks"]),
+            (&["fd=5,host=127.0.0.2"], ["--net fd=5", "user networks"]),
+            (&["user,forward=tcp:1:2,forward=tcp:1:3"], ["--net user", "tcp:1:3"]),
+            (&["tap=a", "tap=a"], ["--net tap=a", "this interface"]),
+            (&["fd=3", "fd=3"], ["--net fd=3", "this descriptor"]),
+            (&["user,id=x", "tap=x"], ["--net tap=x", "this id"]),
+            (
+                &["user,mac=02:00:00:00:00:01", "tap=x,mac=02:00:00:00:00:01"],
+                ["--net tap=x", "mac"],
+            ),
+        ] {
+            let text = refusal(nets);
+            assert!(parts.iter().all(|part| text.contains(part)), "{nets:?}: {text}");
+        }
     }
 
     #[test]

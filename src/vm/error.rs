@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use devices::backend::console::OpenError;
 use devices::virtio::blk::BlkError;
+use devices::virtio::net::NetError;
 
 use crate::boot::initrd::InitrdError;
 use crate::config::ConfigError;
@@ -150,12 +151,20 @@ pub enum VmError {
         /// Why not.
         source: BlkError,
     },
+    /// A network cannot be had.
+    #[error("--net {given}")]
+    Net {
+        /// The kind of network, as given.
+        given: String,
+        /// Why not.
+        source: NetError,
+    },
     /// More virtio devices than there are interrupts.
     #[error(
-        "--disk: {asked} devices are more than the {most} that there is room for; leave some out"
+        "--disk, --net: {asked} devices are more than the {most} that there is room for; leave some out"
     )]
     TooManyDevices {
-        /// Disks and other virtio devices.
+        /// Disks, networks and other virtio devices.
         asked: usize,
         /// What there is room for.
         most: usize,

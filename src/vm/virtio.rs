@@ -6,6 +6,7 @@ use std::sync::Arc;
 use devices::bus::Bus;
 use devices::virtio::blk::VirtioBlk;
 use devices::virtio::device::{Memory, VirtioDevice};
+use devices::virtio::net::VirtioNet;
 use devices::virtio::rng::VirtioRng;
 use devices::virtio::transport::mmio::{MMIO_BYTES, MmioTransport};
 use kvm_ioctls::{IoEventAddress, VmFd};
@@ -40,7 +41,8 @@ impl Virtio {
 /// # Errors
 /// [`VmError::TooManyDevices`].
 pub fn places(config: &VmConfig) -> Result<Vec<MmioDevice>, VmError> {
-    let (asked, most) = (config.disks.len() + usize::from(config.rng.enabled), gsi::DEVICES.len());
+    let asked = config.disks.len() + config.named_nets().count() + usize::from(config.rng.enabled);
+    let most = gsi::DEVICES.len();
     if asked > most {
         return Err(VmError::TooManyDevices { asked, most });
     }
@@ -51,7 +53,7 @@ pub fn places(config: &VmConfig) -> Result<Vec<MmioDevice>, VmError> {
 }
 
 /// Makes the devices of `config`, disks first, so that Linux names them in their order from vda on,
-/// and puts them at `places`.
+/// then networks, and puts them at `places`.
 pub fn attach(
     config: &VmConfig,
     places: &[MmioDevice],
@@ -67,6 +69,11 @@ pub fn attach(
     for (index, disk) in config.disks.iter().enumerate() {
         let device = VirtioBlk::open(&disk_name(index), disk)
             .map_err(|source| VmError::Disk { path: disk.path.clone(), source })?;
+        devices.push((Box::new(device), true));
+    }
+    for (name, net) in config.named_nets() {
+        let device = VirtioNet::open(&name, net)
+            .map_err(|source| VmError::Net { given: net.to_string(), source })?;
         devices.push((Box::new(device), true));
     }
     if config.rng.enabled {

@@ -14,6 +14,8 @@ pub enum Need {
     HardwareKvm,
     /// mke2fs, e2fsck and debugfs, of Debian's package e2fsprogs.
     FileSystemTools,
+    /// ip, of Debian's package iproute2, passt, and /dev/net/tun.
+    NetworkTools,
     /// Debian's kernels, which `make lab` fetches.
     DebianKernels,
     /// Port accesses that take microseconds; emulated hardware takes tens.
@@ -36,6 +38,10 @@ impl Need {
             }
             Self::HardwareKvm => (has_hardware_kvm(), "this KVM would take hours"),
             Self::FileSystemTools => (has_program("debugfs"), "e2fsprogs is not installed"),
+            Self::NetworkTools => (
+                has_program("ip") && has_program("passt") && Path::new("/dev/net/tun").exists(),
+                "iproute2 or passt is not installed, or there is no /dev/net/tun",
+            ),
             Self::DebianKernels => {
                 (guest_file("debian-6.12").exists(), "no kernels of Debian's; run make lab")
             }
@@ -54,6 +60,7 @@ impl Need {
             | Self::HardwareKvm
             | Self::Guest
             | Self::FileSystemTools
+            | Self::NetworkTools
             | Self::DebianKernels
             | Self::Root => true,
             Self::SoftwareKvm | Self::FastPorts | Self::GuestXcr0 => false,

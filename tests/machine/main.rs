@@ -14,6 +14,7 @@ mod cpus;
 mod disk;
 mod host;
 mod lab;
+mod net;
 mod pause;
 mod power;
 mod terminal;
@@ -102,6 +103,13 @@ const TESTS: &[Test] = tests![
     disk::what_linux_writes_is_what_the_host_finds[Kvm, Guest, FileSystemTools],
     disk::what_was_synced_survives_a_kill[Kvm, Guest, FileSystemTools],
     disk::without_an_entropy_device_there_is_none[Kvm, Guest],
+    net::a_flood_into_a_guest_that_reads_nothing_is_survived[Kvm, Guest, Root, NetworkTools],
+    net::a_guest_and_its_host_talk_over_a_tap[Kvm, Guest, Root, NetworkTools],
+    net::a_plain_user_has_a_network_without_any_right[Kvm, Guest, Root, NetworkTools],
+    net::an_inherited_interface_is_a_network[Kvm, Guest, Root, NetworkTools],
+    net::networks_that_cannot_be_had_are_refused[Kvm, Root, NetworkTools],
+    net::several_queues_and_long_frames_work_on_an_interface_made_on_the_spot[Kvm, Guest, Root, NetworkTools],
+    net::two_guests_talk_on_a_bridge[Kvm, Guest, Root, NetworkTools],
     pause::pausing_loses_no_access_and_repeats_none[Kvm],
     power::a_guest_that_ignores_its_power_button_is_ended[Kvm],
     power::a_second_sigterm_ends_at_once[Kvm],

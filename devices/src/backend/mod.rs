@@ -2,4 +2,5 @@
 
 pub mod console;
 pub mod disk;
+pub mod net;
 pub mod terminal;

@@ -9,6 +9,7 @@ pub mod chain;
 mod conformance;
 mod desk;
 pub mod device;
+pub mod net;
 pub mod queue;
 pub mod rng;
 pub mod served;

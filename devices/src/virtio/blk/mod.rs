@@ -25,7 +25,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use vmm_sys_util::eventfd::EventFd;
 
 pub use config::{DiskConfig, DiskConfigError, MAX_QUEUES};
-pub use metrics::{Counter, DiskMetrics};
+pub use metrics::DiskMetrics;
 
 use super::desk::Desk;
 use super::device::{ActivateError, Activation, QueueSlot, VirtioDevice};

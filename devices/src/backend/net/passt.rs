@@ -1,0 +1,213 @@
+//! passt, a program that gives a guest a network without any privilege: it turns the guest's frames
+//! into sockets of the host's. See passt(1).
+
+use std::fmt;
+use std::io::{self, Read};
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::{Forward, Mac, Network, Protocol, Stream};
+
+/// The program.
+const PROGRAM: &str = "passt";
+/// What the guest gets by DHCP.
+pub const GUEST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
+/// The guest's gateway, which is also the host: its loopback interface.
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+/// Bits of the guest's network.
+const PREFIX_LENGTH: &str = "24";
+/// The longest packets that passt takes (passt(1), --mtu).
+const MTU: u16 = 65520;
+/// How long passt may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// A frame that asks who has the gateway's address: its length for the stream, then Ethernet, then
+/// ARP (RFC 826).
+const ARP_REQUEST_BYTES: usize = 4 + 42;
+/// Where the frame's type lies, behind the length.
+const ETHERTYPE: usize = 4 + 12;
+/// ARP's type.
+const ETHERTYPE_ARP: [u8; 2] = [0x08, 0x06];
+/// What passt says where there is no system log.
+const NO_SYSLOG: &str = "to syslog";
+
+/// What passt is asked for.
+#[derive(Clone, Debug)]
+pub struct PasstOptions {
+    /// The guest's.
+    pub mac: Mac,
+    /// The most bytes of a packet; 65520 if not given.
+    pub mtu: Option<u16>,
+    /// Ports of the host that lead into the guest.
+    pub forwards: Vec<Forward>,
+    /// The host's address that these are bound to.
+    pub host: IpAddr,
+}
+
+/// Why there is no passt. Each names the remedy.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PasstError {
+    /// The program is not installed.
+    #[error(
+        "passt is not installed; as root, run: apt install passt (or your distribution's package of that name), or use --net tap=NAME"
+    )]
+    Missing,
+    /// It does not start.
+    #[error("passt does not start")]
+    Start(#[source] io::Error),
+    /// It ended at once.
+    #[error("passt ended with {status}: {message}")]
+    Ended {
+        /// How.
+        status: ExitStatus,
+        /// What it said.
+        message: String,
+    },
+}
+
+/// A running passt, for one guest. Dropping it ends the program; it ends by itself when the guest's
+/// side of the socket is closed.
+pub struct Passt {
+    child: Child,
+    stderr: Option<ChildStderr>,
+}
+
+impl fmt::Debug for Passt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Passt").field("pid", &self.child.id()).finish_non_exhaustive()
+    }
+}
+
+impl Passt {
+    /// Starts passt and waits until it carries frames; its network, and what ends it.
+    ///
+    /// # Errors
+    /// [`PasstError`].
+    pub fn start(options: &PasstOptions) -> Result<(Self, Network), PasstError> {
+        let (ours, theirs) = stream_pair().map_err(PasstError::Start)?;
+        let (said, stderr) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)
+            .map_err(|error| PasstError::Start(error.into()))?;
+        let mut command = Command::new(PROGRAM);
+        command.args(arguments(options, theirs.as_raw_fd()));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
+        // A Ctrl-C on the terminal is not for it.
+        command.process_group(0);
+        rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty())
+            .map_err(|error| PasstError::Start(error.into()))?;
+        let child = command.spawn().map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => PasstError::Missing,
+            _ => PasstError::Start(error),
+        })?;
+        drop((theirs, command));
+        let mut passt = Self { child, stderr: Some(ChildStderr::from(said)) };
+        passt.wait_ready(&ours, options.mac)?;
+        Ok((passt, Stream::network(ours, Some(options.mtu.unwrap_or(MTU)))))
+    }
+
+    /// Asks for the gateway's Ethernet address until passt answers: by then it has opened all
+    /// sockets that it was asked for.
+    fn wait_ready(&mut self, socket: &OwnedFd, mac: Mac) -> Result<(), PasstError> {
+        let end = Instant::now() + PATIENCE;
+        let failed = |error: rustix::io::Errno| PasstError::Start(error.into());
+        match rustix::io::write(socket, &arp_request(mac)) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::PIPE) => return Err(self.why_ended()),
+            Err(error) => return Err(failed(error)),
+        }
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let mut ready = [PollFd::new(socket, PollFlags::IN)];
+            let timeout =
+                Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+            if poll(&mut ready, Some(&timeout)).map_err(failed)? == 0 {
+                // A host without IPv4 has no one to answer.
+                tracing::debug!("passt does not say whether it is ready");
+                return Ok(());
+            }
+            let mut answer = [0; ARP_REQUEST_BYTES];
+            match rustix::io::read(socket, &mut answer) {
+                Ok(0) | Err(rustix::io::Errno::CONNRESET) => return Err(self.why_ended()),
+                Ok(ARP_REQUEST_BYTES) if answer[ETHERTYPE..].starts_with(&ETHERTYPE_ARP) => {
+                    return Ok(());
+                }
+                Ok(_) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+    }
+
+    fn why_ended(&mut self) -> PasstError {
+        // It has closed the socket, so that it has ended or is about to.
+        match self.child.wait() {
+            Ok(status) => PasstError::Ended { status, message: self.last_words() },
+            Err(error) => PasstError::Start(error),
+        }
+    }
+
+    /// What passt said, in one line.
+    pub fn last_words(&mut self) -> String {
+        let mut bytes = Vec::new();
+        if let Some(stderr) = &mut self.stderr {
+            // It ends with an error where nothing more was said.
+            let _ = stderr.read_to_end(&mut bytes);
+        }
+        let text = String::from_utf8_lossy(&bytes);
+        let lines = text.lines().map(str::trim);
+        let lines: Vec<&str> =
+            lines.filter(|line| !line.is_empty() && !line.ends_with(NO_SYSLOG)).collect();
+        lines.join("; ")
+    }
+}
+
+impl Drop for Passt {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn stream_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    Ok(socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?)
+}
+
+fn arguments(options: &PasstOptions, fd: i32) -> Vec<String> {
+    let PasstOptions { mtu, forwards, host, .. } = options;
+    let mut arguments = vec!["--foreground".to_owned(), "--quiet".to_owned()];
+    let mut add = |flag: &str, value: String| arguments.extend([flag.to_owned(), value]);
+    add("--fd", fd.to_string());
+    add("--address", GUEST_ADDRESS.to_string());
+    add("--netmask", PREFIX_LENGTH.to_owned());
+    add("--gateway", GATEWAY.to_string());
+    add("--mtu", mtu.unwrap_or(MTU).to_string());
+    for Forward { protocol, host_port, guest_port } in forwards {
+        let flag = match protocol {
+            Protocol::Tcp => "--tcp-ports",
+            Protocol::Udp => "--udp-ports",
+        };
+        add(flag, format!("{host}/{host_port}:{guest_port}"));
+    }
+    arguments
+}
+
+fn arp_request(mac: Mac) -> [u8; ARP_REQUEST_BYTES] {
+    let frame_bytes = (ARP_REQUEST_BYTES as u32 - 4).to_be_bytes();
+    let (mac, guest, gateway) = (mac.bytes(), GUEST_ADDRESS.octets(), GATEWAY.octets());
+    // Ethernet, IPv4, their addresses' lengths, a request.
+    let kind = [0, 1, 0x08, 0, 6, 4, 0, 1];
+    let parts: [&[u8]; 9] =
+        [&frame_bytes, &[0xff; 6], &mac, &ETHERTYPE_ARP, &kind, &mac, &guest, &[0; 6], &gateway];
+    let mut request = [0; ARP_REQUEST_BYTES];
+    for (to, from) in request.iter_mut().zip(parts.into_iter().flatten()) {
+        *to = *from;
+    }
+    request
+}

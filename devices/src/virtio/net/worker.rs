@@ -1,0 +1,393 @@
+//! The thread that serves one pair of queues, and the control queue with the first.
+//!
+//! It sleeps until the driver kicks or the network has become ready, both told edge by edge, so that
+//! nothing needs to be read to be woken again. Frames then go both ways in batches, each batch with
+//! one decision on an interrupt.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rustix::event::epoll;
+
+use super::control::{self, Command};
+use super::features::RECEIVE_OFFLOADS;
+use super::metrics::DirectionMetrics;
+use super::receive::{ReceiveQueue, Received};
+use super::shared::{Shared, offloads_of};
+use super::transmit::Sender;
+use crate::backend::net::{Failure, NetPort};
+use crate::rate_limit::Throttle;
+use crate::virtio::chain::Chain;
+use crate::virtio::desk::{Desk, Taken, Work};
+use crate::virtio::queue::Queue;
+
+/// The most frames that go one way before the other way has its turn and the driver is told.
+const BATCH: usize = 64;
+
+/// What woke the thread, as the data of epoll events.
+const KICK: u64 = 0;
+const PORT: u64 = 1;
+const RECEIVE_TIMER: u64 = 2;
+const SEND_TIMER: u64 = 3;
+
+/// The queues that a thread serves.
+#[derive(Debug, Default)]
+pub(super) struct Pair {
+    pub receive: Option<ReceiveQueue>,
+    pub transmit: Option<Queue>,
+    /// The first pair's thread has it.
+    pub control: Option<Queue>,
+}
+
+impl Work for Pair {
+    fn is_empty(&self) -> bool {
+        self.receive.is_none() && self.transmit.is_none() && self.control.is_none()
+    }
+}
+
+/// A direction's limits and what it waits for.
+#[derive(Debug)]
+struct Way {
+    throttle: Option<Throttle>,
+    /// Until the throttle's timer fires.
+    throttled: bool,
+    /// Until the network is ready.
+    blocked: bool,
+}
+
+impl Way {
+    fn new(throttle: Option<Throttle>) -> Self {
+        Self { throttle, throttled: false, blocked: false }
+    }
+
+    fn is_open(&self) -> bool {
+        !self.throttled && !self.blocked
+    }
+
+    /// The throttle's timer has fired.
+    fn timer_fired(&mut self) {
+        self.throttled = false;
+        if let Some(throttle) = &mut self.throttle {
+            // Setting it again, which takes the expiry back as well, is all that could fail.
+            let _ = throttle.clear();
+        }
+    }
+
+    fn throttle_now(&mut self, metrics: &DirectionMetrics) {
+        self.throttled = true;
+        metrics.throttled.add(1);
+    }
+}
+
+/// One pair's way between the driver and the network.
+pub(super) struct Worker {
+    port: Box<dyn NetPort>,
+    /// The pair's number.
+    index: u16,
+    poll: OwnedFd,
+    receive: Way,
+    send: Way,
+    sender: Sender,
+    chain: Chain,
+    attached: bool,
+    /// The offloads that the port has, as feature bits; the first pair's thread sets them for all.
+    offloads: Option<u64>,
+    shared: Arc<Shared>,
+}
+
+impl Worker {
+    /// A thread's worth for pair `index` with `port`, to be kicked by `kick`.
+    ///
+    /// # Errors
+    /// No descriptors are left.
+    pub fn new(
+        index: u16,
+        port: Box<dyn NetPort>,
+        kick: BorrowedFd<'_>,
+        throttles: [Option<Throttle>; 2],
+        shared: Arc<Shared>,
+    ) -> io::Result<Self> {
+        let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let edges = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&poll, kick, epoll::EventData::new_u64(KICK), edges)?;
+        for (throttle, data) in throttles.iter().zip([RECEIVE_TIMER, SEND_TIMER]) {
+            if let Some(throttle) = throttle {
+                // SAFETY: the timer is open for as long as it is borrowed.
+                #[expect(unsafe_code, reason = "the timer lends its descriptor by number only")]
+                let timer = unsafe { BorrowedFd::borrow_raw(throttle.as_raw_fd()) };
+                epoll::add(&poll, timer, epoll::EventData::new_u64(data), epoll::EventFlags::IN)?;
+            }
+        }
+        let [receive, send] = throttles.map(Way::new);
+        let mut worker = Self {
+            port,
+            index,
+            poll,
+            receive,
+            send,
+            sender: Sender::default(),
+            chain: Chain::new(),
+            attached: index == 0,
+            offloads: None,
+            shared,
+        };
+        if worker.attached {
+            worker.watch_port()?;
+        }
+        Ok(worker)
+    }
+
+    fn watch_port(&mut self) -> io::Result<()> {
+        let edges = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
+        let data = epoll::EventData::new_u64(PORT);
+        Ok(epoll::add(&self.poll, self.port.descriptor(), data, edges)?)
+    }
+
+    /// The thread's life: serves what lies on `desk`.
+    pub fn run(mut self, desk: &Desk<Pair>) {
+        while let Some(mut taken) = Taken::next(desk) {
+            self.serve(&mut taken.work, desk);
+        }
+    }
+
+    /// Serves `pair` until it shall stop. Nothing is in flight between two calls of the network.
+    fn serve(&mut self, pair: &mut Pair, desk: &Desk<Pair>) {
+        // Kicks and edges of the time before are forgotten.
+        (self.receive.blocked, self.send.blocked) = (false, false);
+        while !desk.stops() {
+            self.follow_settings();
+            let mut again = pair.control.as_mut().is_some_and(|queue| self.serve_control(queue));
+            if let Some(queue) = &mut pair.transmit {
+                again |= self.transmit(queue);
+            }
+            if let Some(queue) = &mut pair.receive {
+                again |= self.receive(queue);
+            }
+            if again {
+                continue;
+            }
+            if let Err(error) = self.wait() {
+                // Nothing that a host is known to do.
+                tracing::error!(net = self.shared.name, %error, "a network stops: no more kicks");
+                desk.refuse();
+                break;
+            }
+        }
+    }
+
+    /// Sleeps until there is something to do.
+    fn wait(&mut self) -> io::Result<()> {
+        let mut events = [epoll::Event {
+            flags: epoll::EventFlags::empty(),
+            data: epoll::EventData::new_u64(0),
+        }; 4];
+        let count = match epoll::wait(&self.poll, &mut events, None) {
+            Err(rustix::io::Errno::INTR) => return Ok(()),
+            result => result?,
+        };
+        for event in events.iter().take(count) {
+            match event.data.u64() {
+                RECEIVE_TIMER => self.receive.timer_fired(),
+                SEND_TIMER => self.send.timer_fired(),
+                PORT => self.port_is_ready(event.flags),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn port_is_ready(&mut self, flags: epoll::EventFlags) {
+        let gone = epoll::EventFlags::HUP | epoll::EventFlags::ERR | epoll::EventFlags::RDHUP;
+        if flags.intersects(epoll::EventFlags::IN | gone) {
+            self.receive.blocked = false;
+        }
+        if flags.intersects(epoll::EventFlags::OUT | gone) {
+            self.send.blocked = false;
+            if let Err(failure) = self.port.flush() {
+                self.note(&failure);
+            }
+        }
+    }
+
+    /// Takes over what the control queue, a reset or an activation has changed.
+    fn follow_settings(&mut self) {
+        let attached = self.index < self.shared.active_pairs.load(Ordering::Acquire);
+        if attached != self.attached {
+            self.attached = attached;
+            let mut result = self.port.set_attached(attached);
+            if attached {
+                result = result.and_then(|()| self.watch_port());
+                self.receive.blocked = false;
+            } else {
+                result =
+                    result.and_then(|()| Ok(epoll::delete(&self.poll, self.port.descriptor())?));
+            }
+            if let Err(error) = result {
+                tracing::warn!(net = self.shared.name, queue = self.index, %error, "a queue of the network cannot be switched");
+            }
+        }
+        let offloads = self.shared.receive_offloads.load(Ordering::Acquire);
+        if self.index == 0 && self.offloads != Some(offloads) {
+            self.offloads = Some(offloads);
+            if let Err(error) = self.port.set_offloads(offloads_of(offloads)) {
+                tracing::warn!(net = self.shared.name, %error, "the network keeps its offloads");
+            }
+        }
+    }
+
+    /// Sends a batch; whether there is more to do at once.
+    fn transmit(&mut self, queue: &mut Queue) -> bool {
+        queue.disable_kicks();
+        let mut room = BATCH;
+        while room > 0 && self.send.is_open() && queue.pop(&mut self.chain) {
+            self.send_one(queue);
+            room -= 1;
+        }
+        queue.signal();
+        // A queue that must wait for something else needs no kicks.
+        room == 0 || (self.send.is_open() && queue.enable_kicks())
+    }
+
+    /// Sends the frame in `self.chain`, or puts it back where it must wait.
+    fn send_one(&mut self, queue: &mut Queue) {
+        let metrics = &self.shared.metrics.sent;
+        let features = self.shared.features.load(Ordering::Relaxed);
+        let Ok((header, bytes)) = Sender::parse(&mut self.chain, features) else {
+            metrics.malformed.add(1);
+            if let Some(others) = self.shared.may_complain() {
+                tracing::warn!(
+                    net = self.shared.name,
+                    others,
+                    "a driver sent a frame that makes no sense; it is dropped"
+                );
+            }
+            queue.push(&mut self.chain, 0);
+            return;
+        };
+        if let Some(throttle) = &mut self.send.throttle
+            && let Ok(false) = throttle.admit(bytes)
+        {
+            self.send.throttle_now(metrics);
+            queue.put_back(&mut self.chain);
+            return;
+        }
+        match self.sender.send(self.port.as_mut(), &header, &self.chain) {
+            Ok(()) => {
+                metrics.packets.add(1);
+                metrics.bytes.add(bytes);
+            }
+            Err(Failure::WouldBlock) => {
+                metrics.blocked.add(1);
+                self.send.blocked = true;
+                queue.put_back(&mut self.chain);
+                return;
+            }
+            Err(failure) => {
+                match failure {
+                    Failure::Down | Failure::Gone(_) => metrics.link_down.add(1),
+                    _ => metrics.refused.add(1),
+                }
+                self.note(&failure);
+            }
+        }
+        queue.push(&mut self.chain, 0);
+    }
+
+    /// Receives a batch; whether there is more to do at once.
+    fn receive(&mut self, receive: &mut ReceiveQueue) -> bool {
+        if !self.attached && !receive.holds_frame() {
+            return false;
+        }
+        receive.queue.disable_kicks();
+        let mut room = BATCH;
+        let mut starved = false;
+        while room > 0 && self.receive.is_open() && !starved {
+            room -= 1;
+            if let Some(throttle) = &mut self.receive.throttle
+                && let Ok(false) = throttle.is_open()
+            {
+                self.receive.throttle_now(&self.shared.metrics.received);
+                break;
+            }
+            starved = self.receive_one(receive);
+        }
+        receive.queue.signal();
+        if starved {
+            self.shared.metrics.received.blocked.add(1);
+            return receive.queue.enable_kicks();
+        }
+        room == 0 && self.receive.is_open()
+    }
+
+    /// Receives a frame; whether the driver must first make room for one.
+    fn receive_one(&mut self, receive: &mut ReceiveQueue) -> bool {
+        let metrics = &self.shared.metrics.received;
+        match receive.receive(self.port.as_mut()) {
+            Received::Frame(bytes) => {
+                metrics.packets.add(1);
+                metrics.bytes.add(bytes);
+                if let Some(throttle) = &self.receive.throttle {
+                    throttle.charge(bytes);
+                }
+                self.shared.set_link(true);
+            }
+            Received::TooLarge => {
+                metrics.too_large.add(1);
+                if let Some(others) = self.shared.may_complain() {
+                    tracing::warn!(
+                        net = self.shared.name,
+                        others,
+                        "a frame is larger than the driver's buffers; it is dropped"
+                    );
+                }
+            }
+            Received::NoRoom => return true,
+            Received::Nothing(failure) => {
+                self.receive.blocked = true;
+                if matches!(failure, Failure::WouldBlock) {
+                    self.shared.set_link(true);
+                } else {
+                    self.note(&failure);
+                }
+            }
+        }
+        false
+    }
+
+    /// Tells what has happened to the network, the driver too.
+    fn note(&self, failure: &Failure) {
+        let is_link = matches!(failure, Failure::Down | Failure::Gone(_));
+        let changed = is_link && self.shared.set_link(false);
+        let others = if is_link { changed.then_some(0) } else { self.shared.may_complain() };
+        if let Some(others) = others {
+            tracing::warn!(net = self.shared.name, others, "{failure}");
+        }
+    }
+
+    /// Answers what is in the control queue; whether there is more to do at once.
+    fn serve_control(&mut self, queue: &mut Queue) -> bool {
+        queue.disable_kicks();
+        let mut room = BATCH;
+        while room > 0 && queue.pop(&mut self.chain) {
+            room -= 1;
+            let shared = &self.shared;
+            let features = shared.features.load(Ordering::Relaxed);
+            let command =
+                control::parse(&mut self.chain, features, shared.max_pairs, RECEIVE_OFFLOADS);
+            match command {
+                Some(Command::Pairs(pairs)) => shared.set_active_pairs(pairs),
+                Some(Command::Offloads(bits)) => {
+                    shared.set_receive_offloads(bits);
+                    self.follow_settings();
+                }
+                None => {}
+            }
+            let written = control::answer(&mut self.chain, command.is_some());
+            queue.push(&mut self.chain, written);
+        }
+        queue.signal();
+        room == 0 || queue.enable_kicks()
+    }
+}
