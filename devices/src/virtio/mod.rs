@@ -10,6 +10,7 @@ mod conformance;
 mod desk;
 pub mod device;
 pub mod net;
+mod pace;
 pub mod queue;
 pub mod rng;
 pub mod served;

@@ -23,6 +23,7 @@ use crate::backend::disk::{Buffer, Completion, DiskQueue, Failure, Operation, Re
 use crate::rate_limit::{LogLimit, Throttle};
 use crate::virtio::chain::Chain;
 use crate::virtio::desk::{Desk, Taken};
+use crate::virtio::pace::Pace;
 use crate::virtio::queue::Queue;
 
 /// The most requests that are taken before completions are looked for and the driver is told.
@@ -31,8 +32,6 @@ const BATCH: usize = 32;
 /// not wait for all that a driver may have put into a queue. A request that is larger by itself is
 /// carried out, up to [`MAX_REQUEST_BYTES`](super::request::MAX_REQUEST_BYTES).
 const MAX_BYTES_IN_FLIGHT: u64 = 64 << 20;
-/// How many kicks pass before it is tried whether requests come in batches, see [`Pace`].
-const KICKS_PER_TRIAL: u32 = 64;
 /// Errors of the host are logged this often at the most.
 const LOG_EVERY: Duration = Duration::from_secs(5);
 
@@ -107,30 +106,6 @@ pub(super) struct Worker {
     shared: Arc<Shared>,
 }
 
-/// Lets the driver fill the queue where it wants to.
-///
-/// A kick wakes the thread, and a host whose processors are all busy may run it at once in place of
-/// the vCPU: a driver with many requests would then get them served one by one, with a switch and
-/// an interrupt each. After a kick that found several requests the thread therefore first lets
-/// others run, and now and then to find out. On a host with processors to spare that changes
-/// nothing.
-#[derive(Debug, Default)]
-struct Pace {
-    kicks: u32,
-    /// Since the last kick, several requests were there at once.
-    batches: bool,
-}
-
-impl Pace {
-    /// Before the requests of a kick are taken.
-    fn kicked(&mut self) {
-        self.kicks = self.kicks.wrapping_add(1);
-        if std::mem::take(&mut self.batches) || self.kicks.is_multiple_of(KICKS_PER_TRIAL) {
-            std::thread::yield_now();
-        }
-    }
-}
-
 impl Worker {
     /// Serves queues of up to `depth` entries.
     pub fn new(
@@ -177,7 +152,7 @@ impl Worker {
                 desk.refuse();
                 break;
             }
-            self.pace.kicked();
+            self.pace.woken();
         }
         while self.disk.in_flight() > 0 {
             self.disk.wait();
@@ -193,7 +168,7 @@ impl Worker {
         while room > 0 && !self.is_held_up() && !desk.stops() && self.take(queue) {
             room -= 1;
         }
-        self.pace.batches |= BATCH - room > 1;
+        self.pace.saw(BATCH - room);
         self.disk.start();
         self.complete_all(queue);
         queue.signal();

@@ -21,6 +21,7 @@ use crate::backend::net::{Failure, NetPort};
 use crate::rate_limit::Throttle;
 use crate::virtio::chain::Chain;
 use crate::virtio::desk::{Desk, Taken, Work};
+use crate::virtio::pace::Pace;
 use crate::virtio::queue::Queue;
 
 /// The most frames that go one way before the other way has its turn and the driver is told.
@@ -92,6 +93,7 @@ pub(super) struct Worker {
     sender: Sender,
     chain: Chain,
     attached: bool,
+    pace: Pace,
     /// The offloads that the port has, as feature bits; the first pair's thread sets them for all.
     offloads: Option<u64>,
     shared: Arc<Shared>,
@@ -130,6 +132,7 @@ impl Worker {
             sender: Sender::default(),
             chain: Chain::new(),
             attached: index == 0,
+            pace: Pace::default(),
             offloads: None,
             shared,
         };
@@ -174,6 +177,7 @@ impl Worker {
                 desk.refuse();
                 break;
             }
+            self.pace.woken();
         }
     }
 
@@ -245,6 +249,7 @@ impl Worker {
             self.send_one(queue);
             room -= 1;
         }
+        self.pace.saw(BATCH - room);
         queue.signal();
         // A queue that must wait for something else needs no kicks.
         room == 0 || (self.send.is_open() && queue.enable_kicks())
@@ -313,6 +318,8 @@ impl Worker {
             }
             starved = self.receive_one(receive);
         }
+        // The last look found nothing more.
+        self.pace.saw((BATCH - room).saturating_sub(1));
         receive.queue.signal();
         if starved {
             self.shared.metrics.received.blocked.add(1);
