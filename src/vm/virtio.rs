@@ -1,4 +1,5 @@
 //! The virtio devices of a machine: where they stand, and their ways into KVM.
+#![expect(unsafe_code, reason = "hands the pages of registers to KVM")]
 
 use std::io;
 use std::sync::Arc;
@@ -8,8 +9,10 @@ use devices::virtio::blk::VirtioBlk;
 use devices::virtio::device::{Memory, VirtioDevice};
 use devices::virtio::net::VirtioNet;
 use devices::virtio::rng::VirtioRng;
-use devices::virtio::transport::mmio::{MMIO_BYTES, MmioTransport};
+use devices::virtio::transport::mmio::{MMIO_BYTES, MmioTransport, RegisterPages};
+use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{IoEventAddress, VmFd};
+use tracing::info;
 
 use super::VmError;
 use crate::boot::acpi::MmioDevice;
@@ -63,8 +66,9 @@ pub fn attach(
     event_loop: &mut EventLoop,
 ) -> Result<Virtio, VmError> {
     let memory: Memory = Arc::new(ram.memory().clone());
-    // With whether KVM shall take over its notifiers. Each registration waits for a grace period of
-    // the host's kernel, which a device that is asked a few times only is not worth.
+    // With whether KVM shall take over its notifiers, and with any of them the reads of registers.
+    // Each registration waits for a grace period of the host's kernel, which a device that is asked
+    // a few times only is not worth.
     let mut devices: Vec<(Box<dyn VirtioDevice>, bool)> = Vec::new();
     for (index, disk) in config.disks.iter().enumerate() {
         let device = VirtioBlk::open(&disk_name(index), disk)
@@ -81,11 +85,17 @@ pub fn attach(
         event_loop.add(device.subscriber());
         devices.push((Box::new(device), false));
     }
+    if devices.is_empty() {
+        return Ok(Virtio { transports: Vec::new() });
+    }
+    let pages = RegisterPages::new(devices.len()).map_err(host("map memory for registers"))?;
+    if devices.iter().any(|(_, is_busy)| *is_busy) {
+        show_pages(vm, ram.regions().count() as u32, &pages);
+    }
     let mut transports = Vec::new();
-    for ((device, is_busy), place) in devices.into_iter().zip(places) {
+    for (((device, is_busy), place), page) in devices.into_iter().zip(places).zip(pages.iter()) {
         let line = Arc::new(IrqLine::new(Arc::clone(vm), place.gsi));
-        let transport = MmioTransport::new(device, Arc::clone(&memory), line)
-            .map_err(host("create an eventfd"))?;
+        let transport = MmioTransport::new(device, Arc::clone(&memory), line, page);
         let base = u64::from(place.base);
         for notifier in transport.notifiers().iter().filter(|_| is_busy) {
             let address = IoEventAddress::Mmio(base + notifier.offset);
@@ -96,6 +106,24 @@ pub fn attach(
         transports.push(transport);
     }
     Ok(Virtio { transports })
+}
+
+/// Lets the guest read the devices' registers without a way through this process, which spares an
+/// exit for each interrupt; it cannot write there. One slot serves all, which stand side by side from
+/// [`VIRTIO_MMIO_START`] on. A KVM that refuses it passes the reads on as it passes on the writes.
+fn show_pages(vm: &VmFd, slot: u32, pages: &RegisterPages) {
+    let region = kvm_userspace_memory_region {
+        slot,
+        guest_phys_addr: VIRTIO_MMIO_START,
+        memory_size: pages.size_bytes(),
+        userspace_addr: pages.host_address(),
+        flags: KVM_MEM_READONLY,
+    };
+    // SAFETY: the range is a mapping of our own, nothing in this process but atomic accesses reaches
+    // it, and the MMIO bus, which every running vCPU holds, keeps it.
+    if let Err(error) = unsafe { vm.set_user_memory_region(region) } {
+        info!(%error, "KVM takes no read-only memory; the guest reads registers the slow way");
+    }
 }
 
 /// What Linux calls disk number `index`: vda to vdz, then vdaa.

@@ -356,6 +356,62 @@ pub fn bad_disks_are_refused() {
     assert_refused(run(&many), &["--disk", "31 devices"]);
 }
 
+/// What a driver finds in the registers of a disk, which the guest reads from memory of its own where
+/// KVM can give it such, and that its writes reach nothing but what may be written.
+pub fn registers_are_read_and_written_without_linux() {
+    use iced_x86::code_asm::{
+        CodeAssembler, al, cr3, dword_ptr, dx, eax, edx, qword_ptr, rax, rbx,
+    };
+    const MAGIC: i32 = i32::from_le_bytes(*b"virt");
+    const STATUS: i32 = 0x70;
+    const INTERRUPT_STATUS: i32 = 0x60;
+    const CAPACITY: i32 = 0x100;
+    let images = Images::new();
+    let image = images.empty("small", MIB);
+    let mut a = CodeAssembler::new(64).unwrap();
+    let mut wrong = a.create_label();
+    // A page of 2 MiB, present and writable, at 768 MiB: the first disk's place.
+    a.mov(rbx, 0xb000u64 + (0x3000_0000u64 >> 21) * 8).unwrap();
+    a.mov(rax, 0xd000_0000u64 | 0x83).unwrap();
+    a.mov(qword_ptr(rbx), rax).unwrap();
+    a.mov(rax, cr3).unwrap();
+    a.mov(cr3, rax).unwrap();
+    a.mov(rbx, 0x3000_0000u64).unwrap();
+    let write_and_read = [
+        (None, 0, MAGIC),
+        (Some(7), 0, MAGIC),
+        (Some(3), INTERRUPT_STATUS, 0),
+        (Some(1), STATUS, 1),
+        (Some(3), STATUS, 3),
+        (Some(7), CAPACITY, (MIB / 512) as i32),
+        (Some(0), STATUS, 0),
+    ];
+    for (step, (write, register, read)) in (1..).zip(write_and_read) {
+        a.mov(edx, step).unwrap();
+        if let Some(value) = write {
+            a.mov(dword_ptr(rbx + register), value).unwrap();
+        }
+        a.mov(eax, dword_ptr(rbx + register)).unwrap();
+        a.cmp(eax, read).unwrap();
+        a.jne(wrong).unwrap();
+    }
+    a.mov(edx, 42).unwrap();
+    a.set_label(&mut wrong).unwrap();
+    a.mov(eax, edx).unwrap();
+    a.mov(dx, 0xf4).unwrap();
+    a.out(dx, al).unwrap();
+    let mut forever = a.create_label();
+    a.set_label(&mut forever).unwrap();
+    a.pause().unwrap();
+    a.jmp(forever).unwrap();
+    let kernel = bare_metal::kernel(&mut a);
+
+    let with_disk = ["--log", "info", "--disk", image.to_str().unwrap()];
+    let ended = finish(bare_metal::command(&kernel, &with_disk)).expect(42);
+
+    assert!(!ended.stderr.contains("read-only memory"), "{}", ended.stderr);
+}
+
 /// The second alcove names the first.
 pub fn an_image_that_another_writes_is_refused_with_its_owner() {
     let images = Images::new();

@@ -97,6 +97,7 @@ const TESTS: &[Test] = tests![
     disk::bad_disks_are_refused[Kvm],
     disk::every_engine_writes_what_the_host_finds[Kvm, Guest, FileSystemTools],
     disk::linux_boots_from_a_disk_without_an_initramfs[Kvm, Guest, FileSystemTools],
+    disk::registers_are_read_and_written_without_linux[Kvm],
     disk::sixteen_disks_have_sixteen_names[Kvm, Guest],
     disk::the_entropy_device_gives_what_differs[Kvm, Guest],
     disk::trimming_gives_space_back[Kvm, Guest, FileSystemTools],

@@ -76,7 +76,7 @@ pub enum ActivateError {
 /// The transport owns the device and calls it under its own lock, one call at a time, from vCPU
 /// threads and from the machine's owner, the event loop's thread among them. What serves the
 /// queues (a thread each, or a subscriber of the event loop) shares state with this side and
-/// therefore locks; it calls the transport through [`Signals`] only, which takes no lock.
+/// therefore locks; it calls the transport through [`Signals`] only, which waits for no device.
 ///
 /// The order of calls: `activate` only on a device that is not active; `reset`, `pause` and
 /// `resume` at any time; `reset_queue` and `enable_queue` only while active.
@@ -100,18 +100,20 @@ pub trait VirtioDevice: Send {
     /// The queues by index: their number, sizes and kicks. Constant for the device's life.
     fn queues(&self) -> &[QueueSlot];
 
-    /// Fills `data` with the configuration space from `offset` on. Bytes past its end read as
-    /// zero.
-    fn read_config(&self, offset: u64, data: &mut [u8]);
+    /// The configuration space as it is now; none by default. The driver reads zeroes past its end.
+    /// The length is constant, 3840 bytes at the most.
+    ///
+    /// The transport asks after each write of the driver to the configuration space or to the
+    /// status, and shows the driver what it got until the next one. What the device changes
+    /// otherwise while it is active it tells by [`Signals::config_changed`].
+    fn config(&self) -> Vec<u8> {
+        Vec::new()
+    }
 
     /// Takes what the driver writes to the configuration space at `offset`. Read-only fields and
-    /// bytes past the end are left alone. Called from FEATURES_OK on.
-    fn write_config(&mut self, offset: u64, data: &[u8]);
-
-    /// A number that differs after each change of the configuration that the driver did not make
-    /// (virtio 1.2 §2.5). After such a change the device calls [`Signals::config_changed`].
-    fn config_generation(&self) -> u32 {
-        0
+    /// bytes past the end are left alone. Called from FEATURES_OK on. By default nothing is written.
+    fn write_config(&mut self, offset: u64, data: &[u8]) {
+        let _ = (offset, data);
     }
 
     /// Begins to serve `activation.queues`. Each queue is looked at once without a kick, since
@@ -153,12 +155,14 @@ pub trait VirtioDevice: Send {
 pub trait SignalRoute: Send + Sync {
     /// The device put buffers into the used ring of queue `index`.
     fn queue_used(&self, index: u16);
-    /// The configuration changed, or the device needs a reset.
-    fn config_changed(&self);
+    /// The device changed its configuration: at `offset` the driver finds `field` from now on.
+    fn config_changed(&self, offset: usize, field: &[u8]);
+    /// The device needs a reset.
+    fn reset_needed(&self);
 }
 
-/// A device's way to its driver, whatever the transport. Any thread may call it; it takes no lock
-/// of the transport's or the device's and never blocks.
+/// A device's way to its driver, whatever the transport. Any thread may call it, whatever locks of
+/// the device it holds; no transport calls a device with a lock that is taken here.
 pub struct Signals {
     route: Arc<dyn SignalRoute>,
     needs_reset: AtomicBool,
@@ -190,16 +194,21 @@ impl Signals {
         self.route.queue_used(index);
     }
 
-    /// Tells the driver that the configuration changed, see [`VirtioDevice::config_generation`].
-    pub fn config_changed(&self) {
-        self.route.config_changed();
+    /// Shows the driver a change of the configuration that it did not make itself, `field` at
+    /// `offset`, and tells it (virtio 1.2 §2.5). [`VirtioDevice::config`] has the new value already;
+    /// of one device, one call comes after the other, in the order of the changes.
+    ///
+    /// What lies in one aligned word of 4 bytes changes at once. A driver that reads a longer field
+    /// word by word at just that time may find both values mixed, and reads again when it is told.
+    pub fn config_changed(&self, offset: usize, field: &[u8]) {
+        self.route.config_changed(offset, field);
     }
 
     /// Sets DEVICE_NEEDS_RESET and tells the driver (virtio 1.2 §2.1.2): the device has met
     /// something it cannot go on from.
     pub fn request_reset(&self) {
         if !self.needs_reset.swap(true, Ordering::AcqRel) {
-            self.route.config_changed();
+            self.route.reset_needed();
         }
     }
 

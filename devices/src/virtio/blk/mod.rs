@@ -193,12 +193,8 @@ impl VirtioDevice for VirtioBlk {
         &self.slots
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        data.fill(0);
-        let from = usize::try_from(offset).ok().and_then(|offset| self.config.get(offset..));
-        for (to, from) in data.iter_mut().zip(from.unwrap_or_default()) {
-            *to = *from;
-        }
+    fn config(&self) -> Vec<u8> {
+        self.config.to_vec()
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {

@@ -41,8 +41,10 @@ pub(crate) fn the_used_ring_wraps(make: fn() -> Subject) {
     }
 }
 
-/// Has the device serve one more request; whether it interrupts for it within a while.
+/// Has the device serve one more request; whether it interrupts for it within a while. What it
+/// interrupted for before is acknowledged.
 fn interrupts(bench: &mut Bench, patience: Duration) -> bool {
+    bench.driver.write(VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_INT_VRING);
     let before = bench.driver.line.count();
     bench.check_alive();
     bench.driver.line.wait_past(before, patience) > before

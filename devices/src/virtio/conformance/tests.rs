@@ -34,10 +34,6 @@ impl VirtioDevice for EchoDevice {
     fn queues(&self) -> &[QueueSlot] {
         self.0.queues()
     }
-    fn read_config(&self, _offset: u64, data: &mut [u8]) {
-        data.fill(0);
-    }
-    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         self.0.activate(activation)
     }

@@ -23,7 +23,7 @@ use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
-use virtio_bindings::virtio_net::{VIRTIO_NET_F_MQ, VIRTIO_NET_S_LINK_UP, virtio_net_config};
+use virtio_bindings::virtio_net::{VIRTIO_NET_F_MQ, virtio_net_config};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 pub use config::{MAX_QUEUES, Mode, NetConfig, NetConfigError};
@@ -45,6 +45,8 @@ const QUEUE_SIZE: u16 = 256;
 const CONTROL_QUEUE_SIZE: u16 = 64;
 /// The part of `struct virtio_net_config` that this device has.
 const CONFIG_BYTES: usize = offset_of!(virtio_net_config, speed);
+/// Where the link's status lies in it.
+const STATUS: usize = offset_of!(virtio_net_config, status);
 
 /// Why a network could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -236,26 +238,12 @@ impl VirtioDevice for VirtioNet {
         &self.slots
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        const STATUS: usize = offset_of!(virtio_net_config, status);
-        let mut config = self.config;
-        if let Some(status) = config.get_mut(STATUS)
-            && self.shared.link_is_up()
-        {
-            *status = VIRTIO_NET_S_LINK_UP as u8;
+    fn config(&self) -> Vec<u8> {
+        let mut config = self.config.to_vec();
+        if let Some(field) = config.get_mut(STATUS..STATUS + size_of::<u16>()) {
+            field.copy_from_slice(&self.shared.link_status());
         }
-        data.fill(0);
-        let from = usize::try_from(offset).ok().and_then(|offset| config.get(offset..));
-        for (to, from) in data.iter_mut().zip(from.unwrap_or_default()) {
-            *to = *from;
-        }
-    }
-
-    /// Nothing there is the driver's to write.
-    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
-
-    fn config_generation(&self) -> u32 {
-        self.shared.generation()
+        config
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {

@@ -1,12 +1,13 @@
 //! What all threads of a network and the device's side share.
 
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
     VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6,
+    VIRTIO_NET_S_LINK_UP,
 };
 use vmm_sys_util::eventfd::EventFd;
 
@@ -35,8 +36,6 @@ pub(super) struct Shared {
     /// Wakes each thread.
     pub kicks: Vec<Arc<EventFd>>,
     link_is_up: AtomicBool,
-    /// Grows with each change of the link.
-    generation: AtomicU32,
     /// The way to the driver, since it first started the device. Held for moments only.
     signals: Mutex<Option<Arc<Signals>>>,
     log: LogLimit,
@@ -54,7 +53,6 @@ impl Shared {
             metrics: NetMetrics::default(),
             kicks,
             link_is_up: AtomicBool::new(true),
-            generation: AtomicU32::new(0),
             signals: Mutex::new(None),
             log: LogLimit::new(LOG_EVERY),
         }
@@ -70,25 +68,24 @@ impl Shared {
         *self.signals.lock().unwrap_or_else(PoisonError::into_inner) = Some(signals);
     }
 
-    /// Whether frames can be carried at all.
-    pub fn link_is_up(&self) -> bool {
-        self.link_is_up.load(Ordering::Acquire)
-    }
-
-    /// See [`VirtioDevice::config_generation`](crate::virtio::device::VirtioDevice).
-    pub fn generation(&self) -> u32 {
-        self.generation.load(Ordering::Acquire)
+    /// The status field of the configuration: whether frames can be carried at all.
+    pub fn link_status(&self) -> [u8; 2] {
+        let up = self.link_is_up.load(Ordering::Acquire);
+        (if up { VIRTIO_NET_S_LINK_UP as u16 } else { 0 }).to_le_bytes()
     }
 
     /// The link has come up or gone down; whether it was otherwise before. Then the driver is told.
     pub fn set_link(&self, up: bool) -> bool {
-        if self.link_is_up() == up || self.link_is_up.swap(up, Ordering::AcqRel) == up {
+        if self.link_is_up.load(Ordering::Acquire) == up {
             return false;
         }
-        self.generation.fetch_add(1, Ordering::AcqRel);
-        let signals = self.signals.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(signals) = signals {
-            signals.config_changed();
+        // Held until the driver is told, so that it is told of changes in their order.
+        let signals = self.signals.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.link_is_up.swap(up, Ordering::AcqRel) == up {
+            return false;
+        }
+        if let Some(signals) = signals.as_ref() {
+            signals.config_changed(super::STATUS, &self.link_status());
         }
         true
     }

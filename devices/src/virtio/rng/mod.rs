@@ -58,12 +58,6 @@ impl VirtioDevice for VirtioRng {
         self.device.queues()
     }
 
-    fn read_config(&self, _offset: u64, data: &mut [u8]) {
-        data.fill(0);
-    }
-
-    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
-
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         self.device.activate(activation)
     }

@@ -18,8 +18,6 @@ pub struct Held {
     pub signals: Option<Arc<Signals>>,
     /// The configuration space.
     pub config: [u8; 12],
-    /// See [`VirtioDevice::config_generation`].
-    pub generation: u32,
     /// What was called, in order.
     pub calls: Vec<&'static str>,
     /// The device cannot be activated.
@@ -77,12 +75,8 @@ impl VirtioDevice for HeldDevice {
         &self.slots
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let held = self.peek();
-        for (address, byte) in (offset..).zip(data) {
-            let known = usize::try_from(address).ok().and_then(|at| held.config.get(at));
-            *byte = known.copied().unwrap_or(0);
-        }
+    fn config(&self) -> Vec<u8> {
+        self.peek().config.to_vec()
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {
@@ -94,10 +88,6 @@ impl VirtioDevice for HeldDevice {
                 *known = *byte;
             }
         }
-    }
-
-    fn config_generation(&self) -> u32 {
-        self.peek().generation
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {

@@ -23,7 +23,7 @@ pub use held::{Held, HeldDevice};
 use super::device::{Memory, VirtioDevice};
 use super::queue::QueueSetup;
 use super::transport::core::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK};
-use super::transport::mmio::MmioTransport;
+use super::transport::mmio::{MmioTransport, RegisterPages};
 use crate::bus::BusDevice;
 use crate::testing::{EventLoop, FakeInterrupt, Subscriber};
 
@@ -105,7 +105,8 @@ impl FakeDriver {
     pub fn new(device: Box<dyn VirtioDevice>, subscribers: Vec<Subscriber>) -> Self {
         let memory = memory();
         let line = Arc::new(FakeInterrupt::default());
-        let transport = MmioTransport::new(device, memory.clone(), line.clone()).unwrap();
+        let page = RegisterPages::new(1).unwrap().iter().next().unwrap();
+        let transport = MmioTransport::new(device, memory.clone(), line.clone(), page);
         let loops = subscribers.into_iter().map(EventLoop::run).collect();
         Self { transport, line, memory, next_free: FIRST_FREE, _loops: loops }
     }
