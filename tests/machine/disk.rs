@@ -1,20 +1,21 @@
 //! Disks: Linux on virtio-blk, and what the host finds in the images after.
 
-use std::collections::hash_map::RandomState;
+mod kill;
+
 use std::fs;
-use std::hash::{BuildHasher, Hasher};
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 
-use crate::alcove::{Finished, alcove, finish, initramfs, run_script, script_command, wait};
+use crate::alcove::{Finished, alcove, finish, run_script, wait};
 use crate::bad_input::assert_refused;
 use crate::bare_metal;
 use crate::host::{guest_file, has_hardware_kvm};
+
+pub use kill::what_was_synced_survives_a_kill;
 
 const MIB: u64 = 1 << 20;
 
@@ -181,77 +182,6 @@ pub fn a_read_only_disk_refuses_writes() {
     run_script(script, &[], &["--disk", &disk(&image, ",readonly")]).expect(42);
 
     assert!(fs::read(&image).unwrap().iter().all(|byte| *byte == 0));
-}
-
-/// The guest names each file once fsync has returned for it; what it named has to be there after
-/// alcove was killed, whatever it was doing.
-#[expect(clippy::print_stdout, reason = "shown when the test fails")]
-pub fn what_was_synced_survives_a_kill() {
-    const KILLS: u64 = 10;
-    let seed = RandomState::new().build_hasher().finish();
-    println!("the moments come from seed {seed:#x}");
-    let mut random = seed | 1;
-    let images = Images::new();
-    let script = "mount -t ext4 /dev/vda /tmp || exit 1
-                  n=0
-                  while :; do
-                      n=$((n + 1))
-                      yes \"file $n\" | head -c $((n * 977 % 30000)) >/tmp/$n
-                      sync /tmp/$n && echo synced $n
-                      rm -f /tmp/$((n - 50))
-                  done";
-    let initramfs = initramfs(script, &[]);
-    for kill in 0..KILLS {
-        let image = images.ext4(&format!("{kill}.ext4"), 64 * MIB, None);
-        let mut child =
-            script_command(&initramfs, &["--memory", "64M", "--disk", &disk(&image, "")])
-                .spawn()
-                .unwrap();
-
-        // xorshift
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        let synced = kill_after(&mut child, Duration::from_millis(100 + random % 2000));
-
-        let check = Command::new("e2fsck").arg("-p").arg(&image).output().unwrap();
-        assert!(matches!(check.status.code(), Some(0 | 1)), "{check:?}");
-        for number in synced.iter().filter(|number| **number + 48 > *synced.last().unwrap()) {
-            let content = read_file(&image, &format!("/{number}"));
-            let line = format!("file {number}\n");
-            assert_eq!(content.len() as u64, number * 977 % 30000, "file {number}");
-            let right = content.chunks(line.len()).all(|part| line.as_bytes().starts_with(part));
-            assert!(right, "file {number} differs");
-        }
-        fs::remove_file(&image).unwrap();
-    }
-}
-
-/// Kills alcove `delay` after the guest has named its first file; the files that it named.
-fn kill_after(child: &mut Child, delay: Duration) -> Vec<u64> {
-    let mut output = BufReader::new(child.stdout.take().unwrap());
-    let mut synced = Vec::new();
-    let mut line = String::new();
-    while synced.is_empty() {
-        line.clear();
-        assert!(output.read_line(&mut line).unwrap() > 0, "the guest ended");
-        synced.extend(line.trim().strip_prefix("synced ").and_then(|n| n.parse::<u64>().ok()));
-    }
-    let reader = std::thread::spawn(move || {
-        let mut rest = String::new();
-        output.read_to_string(&mut rest).unwrap();
-        rest
-    });
-    std::thread::sleep(delay);
-    child.kill().unwrap();
-    child.wait().unwrap();
-    let rest = reader.join().unwrap();
-    // The last line may be cut off.
-    let whole = rest.rsplit_once('\n').map_or("", |(whole, _)| whole);
-    synced.extend(
-        whole.lines().filter_map(|l| l.trim().strip_prefix("synced ")?.parse::<u64>().ok()),
-    );
-    synced
 }
 
 /// A file system that is unmounted with it.
