@@ -18,14 +18,14 @@ cat >"$work/measure" <<EOF
 /sbin/ip tuntap add tap0 mode tap
 ip addr add 10.9.0.1/24 dev tap0
 ip link set tap0 up
-./netbench serve 5000 &
+NETBENCH_UNCHECKED=y ./netbench serve 5000 &
 mkdir -p extra/etc/alcove extra/bin
 cp netbench extra/bin/
 cat >extra/etc/alcove/run <<'RUN'
 ip link set eth0 up
 ip addr add 10.9.0.2/24 dev eth0
 for case in 'send 20971520' 'receive 20971520' 'echo 2000'; do
-    bin/netbench \${case% *} 10.9.0.1 5000 \${case#* }
+    NETBENCH_UNCHECKED=y bin/netbench \${case% *} 10.9.0.1 5000 \${case#* }
 done
 RUN
 (cd extra && find . | cpio -o -H newc) 2>/dev/null >extra.cpio

@@ -93,6 +93,8 @@ pub(super) struct Worker {
     sender: Sender,
     chain: Chain,
     attached: bool,
+    /// The driver must make room before a frame can be received.
+    starved: bool,
     pace: Pace,
     /// The offloads that the port has, as feature bits; the first pair's thread sets them for all.
     offloads: Option<u64>,
@@ -132,6 +134,7 @@ impl Worker {
             sender: Sender::default(),
             chain: Chain::new(),
             attached: index == 0,
+            starved: false,
             pace: Pace::default(),
             offloads: None,
             shared,
@@ -161,14 +164,14 @@ impl Worker {
         (self.receive.blocked, self.send.blocked) = (false, false);
         while !desk.stops() {
             self.follow_settings();
-            let mut again = pair.control.as_mut().is_some_and(|queue| self.serve_control(queue));
-            if let Some(queue) = &mut pair.transmit {
-                again |= self.transmit(queue);
+            let mut moved = pair.control.as_mut().map_or(0, |queue| self.serve_control(queue));
+            moved += pair.transmit.as_mut().map_or(0, |queue| self.transmit(queue));
+            moved += pair.receive.as_mut().map_or(0, |queue| self.receive(queue));
+            self.pace.saw(moved);
+            if moved > 0 {
+                continue;
             }
-            if let Some(queue) = &mut pair.receive {
-                again |= self.receive(queue);
-            }
-            if again {
+            if self.arm(pair) {
                 continue;
             }
             if let Err(error) = self.wait() {
@@ -179,6 +182,19 @@ impl Worker {
             }
             self.pace.woken();
         }
+    }
+
+    /// Asks the driver for kicks where it may have more; whether it has by now.
+    fn arm(&self, pair: &mut Pair) -> bool {
+        let mut more = pair.control.as_mut().is_some_and(Queue::enable_kicks);
+        // A queue that must wait for something else needs no kicks.
+        if self.send.is_open() {
+            more |= pair.transmit.as_mut().is_some_and(Queue::enable_kicks);
+        }
+        if self.starved {
+            more |= pair.receive.as_mut().is_some_and(|receive| receive.queue.enable_kicks());
+        }
+        more
     }
 
     /// Sleeps until there is something to do.
@@ -241,18 +257,16 @@ impl Worker {
         }
     }
 
-    /// Sends a batch; whether there is more to do at once.
-    fn transmit(&mut self, queue: &mut Queue) -> bool {
+    /// Sends a batch; how many frames the driver gave.
+    fn transmit(&mut self, queue: &mut Queue) -> usize {
         queue.disable_kicks();
         let mut room = BATCH;
         while room > 0 && self.send.is_open() && queue.pop(&mut self.chain) {
             self.send_one(queue);
             room -= 1;
         }
-        self.pace.saw(BATCH - room);
         queue.signal();
-        // A queue that must wait for something else needs no kicks.
-        room == 0 || (self.send.is_open() && queue.enable_kicks())
+        BATCH - room
     }
 
     /// Sends the frame in `self.chain`, or puts it back where it must wait.
@@ -300,35 +314,30 @@ impl Worker {
         queue.push(&mut self.chain, 0);
     }
 
-    /// Receives a batch; whether there is more to do at once.
-    fn receive(&mut self, receive: &mut ReceiveQueue) -> bool {
+    /// Receives a batch; how many frames came.
+    fn receive(&mut self, receive: &mut ReceiveQueue) -> usize {
         if !self.attached && !receive.holds_frame() {
-            return false;
+            return 0;
         }
         receive.queue.disable_kicks();
-        let mut room = BATCH;
-        let mut starved = false;
-        while room > 0 && self.receive.is_open() && !starved {
-            room -= 1;
+        self.starved = false;
+        let mut moved = 0;
+        while moved < BATCH && self.receive.is_open() {
             if let Some(throttle) = &mut self.receive.throttle
                 && let Ok(false) = throttle.is_open()
             {
                 self.receive.throttle_now(&self.shared.metrics.received);
+            } else if self.receive_one(receive) {
+                moved += 1;
+            } else {
                 break;
             }
-            starved = self.receive_one(receive);
         }
-        // The last look found nothing more.
-        self.pace.saw((BATCH - room).saturating_sub(1));
         receive.queue.signal();
-        if starved {
-            self.shared.metrics.received.blocked.add(1);
-            return receive.queue.enable_kicks();
-        }
-        room == 0 && self.receive.is_open()
+        moved
     }
 
-    /// Receives a frame; whether the driver must first make room for one.
+    /// Receives a frame; false when there is none or no room for one.
     fn receive_one(&mut self, receive: &mut ReceiveQueue) -> bool {
         let metrics = &self.shared.metrics.received;
         match receive.receive(self.port.as_mut()) {
@@ -350,7 +359,11 @@ impl Worker {
                     );
                 }
             }
-            Received::NoRoom => return true,
+            Received::NoRoom => {
+                metrics.blocked.add(1);
+                self.starved = true;
+                return false;
+            }
             Received::Nothing(failure) => {
                 self.receive.blocked = true;
                 if matches!(failure, Failure::WouldBlock) {
@@ -358,9 +371,10 @@ impl Worker {
                 } else {
                     self.note(&failure);
                 }
+                return false;
             }
         }
-        false
+        true
     }
 
     /// Tells what has happened to the network, the driver too.
@@ -373,8 +387,8 @@ impl Worker {
         }
     }
 
-    /// Answers what is in the control queue; whether there is more to do at once.
-    fn serve_control(&mut self, queue: &mut Queue) -> bool {
+    /// Answers what is in the control queue; how many commands there were.
+    fn serve_control(&mut self, queue: &mut Queue) -> usize {
         queue.disable_kicks();
         let mut room = BATCH;
         while room > 0 && queue.pop(&mut self.chain) {
@@ -395,6 +409,6 @@ impl Worker {
             queue.push(&mut self.chain, written);
         }
         queue.signal();
-        room == 0 || queue.enable_kicks()
+        BATCH - room
     }
 }
