@@ -463,6 +463,7 @@ fn resident_kib(process: u32) -> u64 {
 pub fn networks_that_cannot_be_had_are_refused() {
     let host = Host::enter();
     host.tap("tap0", "", "");
+    host.tap("tap8", "", "user 4243");
     ip("link add dummy type veth peer name other");
     let mut code = iced_x86::code_asm::CodeAssembler::new(64).unwrap();
     code.hlt().unwrap();
@@ -495,7 +496,7 @@ pub fn networks_that_cannot_be_had_are_refused() {
     assert_refused(ended, &["--net user", "passt ended", "8081"]);
     drop(taken);
     // Root of a user namespace of its own has no say in the host's networks.
-    for (net, part) in [("tap=tap9", "CAP_NET_ADMIN"), ("tap=tap0", "belongs to another user")] {
+    for (net, part) in [("tap=tap9", "CAP_NET_ADMIN"), ("tap=tap8", "belongs to another user")] {
         let mut command = command(&[net]);
         let leave = || unshare(CloneFlags::CLONE_NEWUSER).map_err(std::io::Error::from);
         // SAFETY: unshare may be called between fork and exec.
