@@ -48,6 +48,7 @@ guest: run-packages ## build the guest's kernel and initramfs into target/guest
 lab: test-packages ## build what the lab runs: its image, a static alcove, the tests, kernels
 	@mkdir -p target/guest
 	kernels=$$(scripts/cached.sh debian scripts/debian-kernels.sh) && cp --update "$$kernels"/* target/guest/
+	scripts/cached.sh qemu scripts/lab-qemu.sh >/dev/null
 	scripts/cached.sh lab scripts/lab-image.sh resources/lab/{init,modules,hold.c} >/dev/null
 	scripts/lab-programs.sh
 

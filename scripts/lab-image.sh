@@ -1,20 +1,18 @@
 #!/usr/bin/env bash
-# Makes the lab: Debian's newest cloud kernel of the 6.12 series with the modules that the lab needs, an
-# initramfs with busybox, programs for file systems and networks and ours, and a QEMU (lab-qemu.sh). Nothing is
-# installed on this machine.
+# Makes what the lab boots: Debian's newest cloud kernel of the 6.12 series with the modules that the lab
+# needs, an initramfs with busybox, programs for file systems and networks and ours. Nothing is installed on this
+# machine.
 #
 # usage: lab-image.sh OUTPUT_DIRECTORY INIT MODULES HOLD_C
 #        lab-image.sh --identity
 set -euo pipefail
 
 pattern='^linux-image-6\.12\.[0-9].*-cloud-amd64$'
-scripts=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
-package=$scripts/debian-package.sh
+package=$(dirname "$(realpath "${BASH_SOURCE[0]}")")/debian-package.sh
 
 if [ "${1-}" = --identity ]; then
     "$package" name "$pattern"
-    dpkg-query --show busybox-static cpio e2fsprogs gcc iproute2 passt kmod libc6 libc6-dev qemu-system-x86
-    cksum <"$scripts/lab-qemu.sh"
+    dpkg-query --show busybox-static cpio e2fsprogs gcc iproute2 kmod libc6 libc6-dev passt
     exit
 fi
 
@@ -59,7 +57,6 @@ mkdir -p "$work" "$root"/{bin,dev,etc,lab,lib/modules,mnt,proc,root,run,sbin,sys
 cd "$work"
 "$package" extract "$pattern"
 install -m 644 boot/vmlinuz-* "$output/vmlinuz"
-"$scripts/lab-qemu.sh" "$output/qemu-system-x86_64"
 copy_modules
 install -m 755 /bin/busybox "$root/bin/busybox"
 ln -s busybox "$root/bin/sh"

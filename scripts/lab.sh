@@ -60,9 +60,8 @@ case "$1" in
     *) die "there is no mode $1; use threads or counting" ;;
 esac
 shift
-command -v qemu-system-x86_64 >/dev/null || die 'qemu-system-x86_64 is missing; run scripts/packages.sh test'
-
 image=$("$root/scripts/cached.sh" lab "$root/scripts/lab-image.sh" "$root"/resources/lab/{init,modules,hold.c})
+emulator=$("$root/scripts/cached.sh" qemu "$root/scripts/lab-qemu.sh")
 work=$(mktemp --directory)
 trap 'rm -rf -- "$work"' EXIT
 stage=$work/stage console=${ALCOVE_LAB_CONSOLE:-$work/console}
@@ -77,10 +76,8 @@ if [ $# -gt 1 ]; then
 fi
 (pack) >"$work/initramfs.cpio"
 
-# A QEMU in another folder does not find its parts by itself.
-tcg=$(dpkg-query --listfiles qemu-system-common | grep '/accel-tcg-x86_64\.so$')
 qemu=(
-    env "QEMU_MODULE_DIR=$(dirname "$tcg")" "$image/qemu-system-x86_64" -L /usr/share/qemu -L /usr/share/seabios
+    "$emulator/qemu-system-x86_64" -L /usr/share/qemu -L /usr/share/seabios
     -nodefaults -no-user-config -no-reboot -display none
     -M 'q35,vmport=off,smbus=off,sata=off,usb=off' "${machine[@]}"
     # q35 keeps up to 2.75 GiB below 4 GiB. More would give guests that are not in long mode pages of

@@ -20,13 +20,22 @@ run_packages=(
     cpio              # packs the initramfs
 )
 test_packages=(
-    acpica-tools    # iasl, which checks the ACPI tables
-    iproute2        # ip, which makes the networks of test guests
-    passt           # a network for guests of plain users
-    e2fsprogs       # makes and checks the disks of test guests
-    shellcheck      # checks these scripts
-    qemu-system-x86 # the lab: a machine with hardware-virtualised KVM, emulated
-    kmod            # depmod and modprobe: which modules the lab needs, in order
+    acpica-tools     # iasl, which checks the ACPI tables
+    iproute2         # ip, which makes the networks of test guests
+    passt            # a network for guests of plain users
+    e2fsprogs        # makes and checks the disks of test guests
+    shellcheck       # checks these scripts
+    kmod             # depmod and modprobe: which modules the lab needs, in order
+    seabios          # the firmware of the lab, a machine with hardware-virtualised KVM
+    qemu-system-data # loads the lab's kernel
+    dpkg-dev         # unpacks the source of the lab's QEMU
+    meson            # configures it
+    ninja-build      # builds it
+    pkg-config       # finds its libraries:
+    libfdt-dev       # device trees
+    libglib2.0-dev   # data structures
+    libpixman-1-dev  # pictures
+    zlib1g-dev       # compression
 )
 
 die() {
