@@ -14,9 +14,10 @@ use crate::cpio;
 use crate::host::guest_file;
 
 /// After this time a guest that should have ended counts as hung. On a software KVM a boot takes half
-/// a minute, with 8 GiB of memory minutes, and on a busy machine longer; in the lab, seconds.
+/// a minute, with 8 GiB of memory minutes, and on a busy machine longer; in the lab, seconds, but for
+/// the guests that are to run for a minute.
 pub fn patience() -> Duration {
-    Duration::from_secs(if crate::lab::is_inside() { 60 } else { 1200 })
+    Duration::from_secs(if crate::lab::is_inside() { 180 } else { 1200 })
 }
 
 /// A run of alcove that has ended.

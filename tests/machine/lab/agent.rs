@@ -59,20 +59,14 @@ fn send(frame: &Frame) {
     frame.write(io::stdout().lock()).unwrap();
 }
 
-/// Runs a test, and once more if it fails: an emulator whose CPUs are threads now and then makes a
-/// guest hang or fault, though more seldom since it is mended (scripts/lab-qemu.sh). Both attempts
-/// are told.
 fn run(name: &str) {
     send(&Frame::Start(name.to_owned()));
-    let passed = attempt(name) || {
-        let note = "lab: it failed; the second and last attempt follows\n";
-        send(&Frame::Output(name.to_owned(), note.as_bytes().to_vec()));
-        attempt(name)
-    };
+    let passed = passes(name);
     send(&Frame::End(name.to_owned(), passed));
 }
 
-fn attempt(name: &str) -> bool {
+/// Runs a test in a process of its own, telling what it prints.
+fn passes(name: &str) -> bool {
     let (mut reader, writer) = io::pipe().unwrap();
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args([BODY, name]).stdin(Stdio::null());

@@ -69,8 +69,8 @@ pub fn result(tests: &'static [Test], mode: Mode, test: &str, filter: &str) -> R
 }
 
 const STARTED: &str = "started";
-/// How many labs are tried for tests that have no result yet: an emulated host dies now and then of
-/// the emulator's faults, which says nothing of the tests that it had not run.
+/// How many labs are tried: one that dies fails the tests that ran in it, and says nothing of those that
+/// had not begun.
 const LABS: usize = 3;
 
 fn root() -> &'static Path {
@@ -137,15 +137,18 @@ impl Run {
             if names.is_empty() {
                 continue;
             }
-            let mut unfinished: BTreeMap<String, Vec<u8>> = BTreeMap::new();
             let mut why = String::new();
+            let fail = |name: &str, output: &[u8], text: &str| {
+                self.write(mode, name, false, &[output, text.as_bytes()].concat())
+                    .map_err(|e| format!("the result of {name}: {e}"))
+            };
             for lab in 1..=LABS {
                 let open = |name: &&str| !self.result_file(mode, name).exists();
                 let left: Vec<&str> = names.iter().copied().filter(open).collect();
                 if left.is_empty() {
                     break;
                 }
-                unfinished.clear();
+                let mut unfinished: BTreeMap<String, Vec<u8>> = BTreeMap::new();
                 let end = match &programs {
                     Ok(()) => self.boot(mode, &left, &mut unfinished),
                     Err(why) => Err(io::Error::other(why.clone())),
@@ -153,15 +156,12 @@ impl Run {
                 let text =
                     end.err().map_or("it ended before all tests had".to_owned(), |e| e.to_string());
                 why.push_str(&format!("lab {lab} of {LABS}: {text}\n"));
+                for (name, output) in unfinished {
+                    fail(&name, &output, &format!("the lab failed while this test ran: {text}\n"))?;
+                }
             }
             for name in names {
-                let (state, output) = match unfinished.remove(name) {
-                    Some(output) => ("while this test ran", output),
-                    None => ("before this test", Vec::new()),
-                };
-                let text = format!("the lab failed {state}: {why}\n");
-                self.write(mode, name, false, &[&output, text.as_bytes()].concat())
-                    .map_err(|e| format!("the result of {name}: {e}"))?;
+                fail(name, &[], &format!("the lab failed before this test: {why}\n"))?;
             }
         }
         Ok(())
@@ -194,8 +194,7 @@ impl Run {
 
     fn command(&self, mode: Mode, names: &[&str]) -> Command {
         let programs = root().join("target/lab");
-        // Two guests at once make the emulator's threads miss changes of code more often.
-        let jobs = "1";
+        let jobs = "1"; // what the emulator's two CPUs bear
         let mut command = Command::new(root().join("scripts/lab.sh"));
         command.arg(mode.name());
         for (name, path) in [
