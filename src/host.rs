@@ -42,6 +42,21 @@ pub fn landlock_abi() -> Option<i64> {
     (version > 0).then_some(version)
 }
 
+/// Whether this process may make network interfaces (CAP_NET_ADMIN, capabilities(7)).
+pub fn may_administer_networks() -> bool {
+    const CAP_NET_ADMIN: u32 = 12;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let mask = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> CAP_NET_ADMIN & 1 != 0)
+}
+
+/// Whether `name` can be started by its name alone.
+pub fn has_program(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join(name).is_file())
+}
+
 /// Sets up an io_uring and drops it.
 pub fn io_uring_works() -> io::Result<()> {
     /// Bytes of struct io_uring_params.

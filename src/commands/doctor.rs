@@ -26,6 +26,7 @@ pub fn run() -> Result<ExitCode, Failure> {
         ("virtualisation", virtualisation()),
         ("vcpus", vcpus()),
         ("tun", tun()),
+        ("passt", passt()),
         ("landlock", landlock()),
         ("io_uring", io_uring()),
         ("huge pages", huge_pages()),
@@ -88,10 +89,27 @@ fn vcpus() -> Finding {
 }
 
 fn tun() -> Finding {
-    const REMEDY: &str = "modprobe tun";
     match OpenOptions::new().read(true).write(true).open("/dev/net/tun") {
-        Ok(_) => Finding::Good("/dev/net/tun opens: tap networks are possible".to_owned()),
-        Err(e) => Finding::Lacking(format!("/dev/net/tun does not open: {e}"), REMEDY),
+        Ok(_) if host::may_administer_networks() => {
+            Finding::Good("--net tap=NAME works, and makes interfaces".to_owned())
+        }
+        Ok(_) => Finding::Lacking(
+            "--net tap=NAME works with interfaces of yours; making them takes CAP_NET_ADMIN"
+                .to_owned(),
+            "as root, run: ip tuntap add NAME mode tap user $USER; or use --net user",
+        ),
+        Err(e) => Finding::Lacking(format!("/dev/net/tun does not open: {e}"), "modprobe tun"),
+    }
+}
+
+fn passt() -> Finding {
+    if host::has_program("passt") {
+        Finding::Good("--net user works".to_owned())
+    } else {
+        Finding::Lacking(
+            "not installed, so --net user does not work".to_owned(),
+            "apt install passt",
+        )
     }
 }
 

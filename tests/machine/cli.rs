@@ -74,7 +74,9 @@ pub fn help_and_manual_name_every_flag() {
 pub fn doctor_says_what_works() {
     let said = finish(alcove(["doctor"])).expect(0).stdout;
 
-    for topic in ["kvm", "virtualisation", "vcpus", "tun", "landlock", "io_uring", "huge pages"] {
+    for topic in
+        ["kvm", "virtualisation", "vcpus", "tun", "passt", "landlock", "io_uring", "huge pages"]
+    {
         assert!(said.lines().any(|line| line[4..].starts_with(topic)), "{topic} in {said}");
     }
 }

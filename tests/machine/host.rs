@@ -37,9 +37,13 @@ impl Need {
                 (has_kvm() && !has_hardware_kvm(), "this KVM interprets no guest kernels")
             }
             Self::HardwareKvm => (has_hardware_kvm(), "this KVM would take hours"),
-            Self::FileSystemTools => (has_program("debugfs"), "e2fsprogs is not installed"),
+            Self::FileSystemTools => {
+                (alcove::host::has_program("debugfs"), "e2fsprogs is not installed")
+            }
             Self::NetworkTools => (
-                has_program("ip") && has_program("passt") && Path::new("/dev/net/tun").exists(),
+                alcove::host::has_program("ip")
+                    && alcove::host::has_program("passt")
+                    && Path::new("/dev/net/tun").exists(),
                 "iproute2 or passt is not installed, or there is no /dev/net/tun",
             ),
             Self::DebianKernels => {
@@ -75,11 +79,6 @@ fn has_kvm() -> bool {
 /// Whether /dev/kvm runs guest kernels on the processor itself.
 pub fn has_hardware_kvm() -> bool {
     alcove::host::has_hardware_virtualisation()
-}
-
-fn has_program(name: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|folder| folder.join(name).is_file())
 }
 
 fn is_root() -> bool {
