@@ -57,6 +57,33 @@ pub fn has_program(name: &str) -> bool {
     std::env::split_paths(&path).any(|folder| folder.join(name).is_file())
 }
 
+/// Gives the host back the pages of this program's own code and constants, and what its heap does not
+/// use. What runs from now on is brought in again page by page, from the file or the host's cache of
+/// it; what only the start needed is not.
+pub fn release_start() {
+    unsafe extern "C" {
+        // Of the linker's (ld(1), PROVIDE in its default script): where the program begins, and where
+        // its code ends. What lies between is read-only and as it is in the file: what the loader
+        // relocates comes after it.
+        static __executable_start: u8;
+        static etext: u8;
+    }
+    const PAGE_BYTES: usize = 4096;
+    let start = (&raw const __executable_start).addr();
+    let end = (&raw const etext).addr() / PAGE_BYTES * PAGE_BYTES;
+    // SAFETY: the pages are private mappings of a file that nobody has written to, so that what is
+    // read there later is what was there before.
+    unsafe {
+        libc::madvise(
+            std::ptr::with_exposed_provenance_mut(start),
+            end.saturating_sub(start),
+            libc::MADV_DONTNEED,
+        );
+    }
+    // SAFETY: the call has no preconditions.
+    unsafe { libc::malloc_trim(0) };
+}
+
 /// Sets up an io_uring and drops it.
 pub fn io_uring_works() -> io::Result<()> {
     /// Bytes of struct io_uring_params.

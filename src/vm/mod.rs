@@ -24,6 +24,7 @@ pub use outcome::Outcome;
 
 use crate::config::VmConfig;
 use crate::event_loop::EventLoop;
+use crate::host;
 use crate::memory::GuestRam;
 use crate::vcpu::VcpuHandle;
 
@@ -94,6 +95,7 @@ impl Machine {
     /// Runs the guest until it ends, or is ended, and says how. The terminal is as it was before
     /// when this returns.
     pub fn run(mut self) -> Result<Ended, VmError> {
+        host::release_start();
         self.resume();
         while !self.mailbox.has_ended() {
             self.event_loop.turn().map_err(VmError::EventLoop)?;
