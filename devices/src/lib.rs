@@ -14,5 +14,6 @@ pub mod metrics;
 pub mod rate_limit;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod thread_start;
 pub mod timer;
 pub mod virtio;

@@ -191,6 +191,15 @@ impl Backend {
         }
     }
 
+    /// The name of the socket that clients connect to, if this is one. The caller removes it in
+    /// the end, which the console then leaves to it.
+    pub fn take_socket_name(&mut self) -> Option<PathBuf> {
+        match &mut self.door {
+            Door::Socket(listener) => listener.take_name(),
+            Door::Closed | Door::Pty(_) => None,
+        }
+    }
+
     /// The buffer to print into.
     ///
     /// # Errors

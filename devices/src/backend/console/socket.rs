@@ -44,6 +44,11 @@ impl Listener {
         Ok(Self { fd, path: path.into(), identity: identity(path) })
     }
 
+    /// The name, to be removed by someone else from now on.
+    pub fn take_name(&mut self) -> Option<PathBuf> {
+        self.identity.take().map(|_| self.path.clone())
+    }
+
     /// The next client, if one waits.
     pub fn accept(&self) -> Option<OwnedFd> {
         match accept_with(&self.fd, SocketFlags::CLOEXEC) {

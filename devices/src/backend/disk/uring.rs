@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
+use io_uring::register::Restriction;
 use io_uring::{EnterFlags, IoUring, Probe, opcode, squeue, types};
 use rustix::io::Errno;
 
@@ -18,6 +19,10 @@ use super::{Buffer, Completion, DiskQueue, Failure, Operation, Request};
 
 /// The image in the ring's table of files.
 const FILE: types::Fixed = types::Fixed(0);
+
+/// What is ever asked of a ring.
+const OPERATIONS: [u8; 4] =
+    [opcode::Readv::CODE, opcode::Writev::CODE, opcode::Fsync::CODE, opcode::Fallocate::CODE];
 
 /// Whether the host has an io_uring that can serve `file`.
 ///
@@ -31,9 +36,7 @@ pub(super) fn probe(file: BorrowedFd<'_>) -> io::Result<()> {
     }
     let mut known = Probe::new();
     ring.submitter().register_probe(&mut known)?;
-    let codes =
-        [opcode::Readv::CODE, opcode::Writev::CODE, opcode::Fsync::CODE, opcode::Fallocate::CODE];
-    if !codes.iter().all(|code| known.is_supported(*code)) {
+    if !OPERATIONS.iter().all(|code| known.is_supported(*code)) {
         return Err(Errno::NOSYS.into());
     }
     ring.submitter().register_files(&[file.as_raw_fd()])
@@ -71,12 +74,15 @@ impl UringQueue {
         let entries = u32::from(depth).next_power_of_two();
         // Older kernels do not know that a thread which is not interrupted for completions learns
         // of them at its next system call, which is soon.
-        let ring = match IoUring::builder().setup_coop_taskrun().build(entries) {
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => IoUring::new(entries)?,
+        let mut builder = IoUring::builder();
+        builder.setup_r_disabled();
+        let ring = match builder.clone().setup_coop_taskrun().build(entries) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => builder.build(entries)?,
             ring => ring?,
         };
         ring.submitter().register_files(&[file.file.as_raw_fd()])?;
         ring.submitter().register_eventfd(wake.as_raw_fd())?;
+        restrict(&ring)?;
         let mut queue = Self {
             ring,
             slots: vec![None; depth.into()],
@@ -189,6 +195,15 @@ impl UringQueue {
             std::thread::yield_now();
         }
     }
+}
+
+/// Has `ring` take nothing from now on but [`OPERATIONS`] on the files that are in its table: what is
+/// asked of a ring passes by every filter of system calls.
+fn restrict(ring: &IoUring) -> io::Result<()> {
+    let mut allowed: Vec<_> = OPERATIONS.iter().map(|code| Restriction::sqe_op(*code)).collect();
+    allowed.push(Restriction::sqe_flags_required(squeue::Flags::FIXED_FILE.bits()));
+    ring.submitter().register_restrictions(&mut allowed)?;
+    ring.submitter().register_enable_rings()
 }
 
 /// The ring's form of `request`; `None` if it has none.
@@ -331,20 +346,53 @@ impl Drop for UringQueue {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::path::Path;
 
     use vmm_sys_util::eventfd::EventFd;
 
     use super::super::{Disk, DiskOptions, Engine, RawDisk};
     use super::*;
 
+    fn open(image: &Path) -> RawDisk {
+        let engine = Some(Engine::IoUring);
+        let path = image.to_owned();
+        RawDisk::open(&DiskOptions { path, read_only: false, direct: false, engine }).unwrap()
+    }
+
+    #[test]
+    fn a_ring_takes_nothing_but_operations_on_the_image() {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(1 << 16).unwrap();
+        let disk = open(image.path());
+        let wake = EventFd::new(0).unwrap();
+        // SAFETY: the eventfd is open for as long as it is borrowed.
+        let wake = unsafe { BorrowedFd::borrow_raw(wake.as_raw_fd()) };
+        let mut queue = UringQueue::new(disk.file(), 8, wake).unwrap();
+        let here = types::Fd(libc::AT_FDCWD);
+        let other = types::Fd(disk.file().file.as_raw_fd());
+        let tries = [
+            opcode::OpenAt::new(here, c"/etc/passwd".as_ptr()).build(),
+            opcode::Socket::new(libc::AF_INET, libc::SOCK_STREAM, 0).build(),
+            opcode::Nop::new().build(),
+            opcode::Fsync::new(other).build(),
+        ];
+
+        for entry in tries {
+            // SAFETY: what the entry refers to is there for ever.
+            unsafe { queue.ring.submission().push(&entry) }.unwrap();
+            queue.ring.submit_and_wait(1).unwrap();
+            let answer = { queue.ring.completion().next() }.unwrap().result();
+            assert_eq!(answer, -libc::EACCES, "{entry:?}");
+        }
+        let more = queue.ring.submitter().register_files(&[0]).unwrap_err();
+        assert_eq!(more.raw_os_error(), Some(libc::EACCES));
+    }
+
     #[test]
     fn what_the_kernel_does_not_take_is_done_without_the_ring() {
         let image = tempfile::NamedTempFile::new().unwrap();
         image.as_file().set_len(1 << 16).unwrap();
-        let path = image.path().to_owned();
-        let engine = Some(Engine::IoUring);
-        let options = DiskOptions { path, read_only: false, direct: false, engine };
-        let disk = RawDisk::open(&options).unwrap();
+        let disk = open(image.path());
         let wake = EventFd::new(0).unwrap();
         // SAFETY: the eventfd is open for as long as it is borrowed.
         let wake = unsafe { BorrowedFd::borrow_raw(wake.as_raw_fd()) };

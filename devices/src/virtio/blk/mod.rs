@@ -32,6 +32,7 @@ use super::device::{ActivateError, Activation, QueueSlot, VirtioDevice};
 use super::queue::Queue;
 use crate::backend::disk::{Disk, Geometry, OpenError, RawDisk, SECTOR_BYTES};
 use crate::rate_limit::Throttle;
+use crate::thread_start::{ThreadStart, nothing_first};
 use request::{MAX_DISCARD_SECTORS, MAX_RANGES, MAX_ZEROES_SECTORS, Offers};
 use worker::{Shared, Worker};
 
@@ -87,9 +88,16 @@ impl VirtioBlk {
     /// # Errors
     /// [`BlkError`].
     pub fn open(name: &str, config: &DiskConfig) -> Result<Self, BlkError> {
+        Self::new(name, config, &Self::open_image(config)?)
+    }
+
+    /// Opens the image of `config` alone: all of the disk that needs a path.
+    ///
+    /// # Errors
+    /// [`BlkError`].
+    pub fn open_image(config: &DiskConfig) -> Result<RawDisk, BlkError> {
         config.validate()?;
-        let disk = RawDisk::open(&config.options())?;
-        Self::new(name, config, &disk)
+        Ok(RawDisk::open(&config.options())?)
     }
 
     /// A disk on `disk`. `name` is for the log and, cut off after 8 bytes, for the threads; the
@@ -101,6 +109,19 @@ impl VirtioBlk {
     /// # Errors
     /// [`BlkError`], but not that the image cannot be used.
     pub fn new(name: &str, config: &DiskConfig, disk: &dyn Disk) -> Result<Self, BlkError> {
+        Self::with_start(name, config, disk, &nothing_first())
+    }
+
+    /// As [`VirtioBlk::new`]; each thread calls `start` before anything else.
+    ///
+    /// # Errors
+    /// As for [`VirtioBlk::new`].
+    pub fn with_start(
+        name: &str,
+        config: &DiskConfig,
+        disk: &dyn Disk,
+        start: &ThreadStart,
+    ) -> Result<Self, BlkError> {
         config.validate()?;
         let geometry = disk.geometry();
         let writable = !geometry.read_only;
@@ -121,7 +142,7 @@ impl VirtioBlk {
             }
         };
         for index in 0..config.queues {
-            device.add_queue(index, config.queue_size, disk, throttle.as_ref())?;
+            device.add_queue(index, config.queue_size, disk, throttle.as_ref(), start)?;
         }
         Ok(device)
     }
@@ -137,6 +158,7 @@ impl VirtioBlk {
         max_size: u16,
         disk: &dyn Disk,
         throttle: Option<&Throttle>,
+        start: &ThreadStart,
     ) -> Result<(), BlkError> {
         // Its reader waits for it.
         let kick = Arc::new(EventFd::new(libc::EFD_CLOEXEC).map_err(host("make an eventfd"))?);
@@ -146,10 +168,14 @@ impl VirtioBlk {
         let worker = Worker::new(queue, max_size, throttle, self.shared.clone());
         let desk = Arc::new(Desk::new(kick.clone()));
         let given = desk.clone();
+        let start = start.clone();
         let short: String = self.shared.name.chars().filter(char::is_ascii).take(8).collect();
         let thread = thread::Builder::new()
             .name(format!("{short}-q{index}"))
-            .spawn(move || worker.run(&given))
+            .spawn(move || {
+                start();
+                worker.run(&given);
+            })
             .map_err(host("start a thread"))?;
         self.servers.push(Server { desk, thread: Some(thread) });
         self.slots.push(QueueSlot { max_size, kick });
