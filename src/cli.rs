@@ -8,7 +8,10 @@ use devices::virtio::blk::DiskConfig;
 use devices::virtio::net::NetConfig;
 use devices::virtio::rng::RngConfig;
 
-use crate::config::{AssistMode, CpuConfig, MemoryConfig, Span, VmConfig, keyvalue};
+use crate::config::{
+    AssistMode, ByteSize, CpuConfig, MemoryConfig, SandboxConfig, SandboxMode, Span, VmConfig,
+    keyvalue,
+};
 use crate::log::Level;
 
 /// Runs Linux guests on KVM, with or without hardware virtualisation.
@@ -85,12 +88,50 @@ pub struct RunArgs {
     /// Complete instructions that KVM's emulator refuses [default: auto]
     #[arg(long, value_name = "WHEN", value_enum)]
     pub assist: Option<AssistMode>,
+    /// How alcove is confined
+    #[command(flatten)]
+    pub sandbox: SandboxArgs,
     /// Read settings from a TOML or JSON file; flags given beside it win
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Print the settings as TOML for --config, and do not run
     #[arg(long)]
     pub print_config: bool,
+}
+
+/// The flags that confine alcove itself.
+#[derive(Debug, Args)]
+pub struct SandboxArgs {
+    /// Confine alcove to what the machine needs, so that a guest that takes it over gets nothing
+    /// else [default: on]
+    #[arg(long, value_name = "WHEN", value_enum)]
+    pub sandbox: Option<SandboxMode>,
+    /// Run in namespaces of its own with an empty root; needs no root where the host allows it
+    #[arg(long)]
+    pub jail: bool,
+    /// With --jail, as root: the user that alcove becomes, a number
+    #[arg(long, value_name = "ID")]
+    pub uid: Option<u32>,
+    /// With --jail, as root: the group that alcove becomes, a number
+    #[arg(long, value_name = "ID")]
+    pub gid: Option<u32>,
+    /// With --jail, as root: processor time in hundredths of one processor, such as 150%
+    #[arg(long, value_name = "PERCENT", value_parser = parse_percent)]
+    pub cpu_quota: Option<u32>,
+    /// With --jail, as root: memory for guest and alcove, with K, M, G or T
+    #[arg(long, value_name = "SIZE")]
+    pub memory_max: Option<ByteSize>,
+}
+
+impl SandboxArgs {
+    fn apply(self, config: &mut SandboxConfig) {
+        override_with(&mut config.mode, self.sandbox);
+        config.jail |= self.jail;
+        override_optional(&mut config.uid, self.uid);
+        override_optional(&mut config.gid, self.gid);
+        override_optional(&mut config.cpu_quota, self.cpu_quota);
+        override_optional(&mut config.memory_max, self.memory_max);
+    }
 }
 
 const EXIT_STATUS: &str = "\
@@ -121,6 +162,7 @@ impl RunArgs {
             timeout,
             shutdown_timeout,
             assist,
+            sandbox,
             ..
         } = self;
         // A command line flag also replaces what the file says with the other one.
@@ -144,6 +186,7 @@ impl RunArgs {
         }
         override_with(&mut config.serial, serial);
         override_with(&mut config.assist, assist);
+        sandbox.apply(&mut config.sandbox);
     }
 }
 
@@ -173,6 +216,10 @@ fn parse_net(text: &str) -> Result<NetConfig, keyvalue::KeyValueError> {
 
 fn parse_rng(text: &str) -> Result<RngConfig, keyvalue::KeyValueError> {
     keyvalue::parse(text, "enabled")
+}
+
+fn parse_percent(text: &str) -> Result<u32, std::num::ParseIntError> {
+    text.strip_suffix('%').unwrap_or(text).parse()
 }
 
 fn parse_memory(text: &str) -> Result<MemoryConfig, keyvalue::KeyValueError> {

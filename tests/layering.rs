@@ -114,6 +114,19 @@ fn log_and_host_import_no_other_module() {
 }
 
 #[test]
+fn the_sandbox_imports_no_other_module_and_devices_know_none() {
+    let files = sources("src/sandbox");
+
+    assert_free_of(&files, &modules_but(&["sandbox"]));
+    assert_free_of(&files, &["devices", "clap", "tracing", "vm_memory", "kvm_ioctls"]);
+    let sandbox = ["seccompiler", "landlock", "seccomp"];
+    assert_free_of(&sources("devices/src"), &sandbox);
+    // Where the machine meets it, and `doctor`.
+    let home = ["src/sandbox", "src/vm", "src/commands/doctor.rs", "src/host.rs"];
+    assert_free_of(&within(sources("src"), &home, false), &sandbox);
+}
+
+#[test]
 fn only_main_imports_the_commands() {
     let files = within(sources("src"), &["src/commands", "src/main.rs"], false);
 

@@ -2,11 +2,15 @@
 
 use std::sync::Arc;
 
-/// Called once by each thread of a device, before it serves anything: where the owner restricts what
-/// the thread may do. The thread has its name by then.
-pub type ThreadStart = Arc<dyn Fn() + Send + Sync>;
+/// What a thread calls once, before it serves anything: where its owner restricts what it may do.
+/// The thread has its name by then.
+pub type FirstAct = Box<dyn FnOnce() + Send>;
 
-/// Nothing at all.
+/// Gives each thread that a device is about to start its first act, which the thread must call: the
+/// owner counts on it and may wait for it.
+pub type ThreadStart = Arc<dyn Fn() -> FirstAct + Send + Sync>;
+
+/// Threads that begin with nothing at all.
 pub fn nothing_first() -> ThreadStart {
-    Arc::new(|| {})
+    Arc::new(|| Box::new(|| {}))
 }

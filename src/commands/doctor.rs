@@ -8,6 +8,7 @@ use kvm_ioctls::{Cap, Kvm};
 
 use super::{FAILED, Failure};
 use crate::host;
+use crate::sandbox;
 
 /// What a check found.
 enum Finding {
@@ -27,7 +28,10 @@ pub fn run() -> Result<ExitCode, Failure> {
         ("vcpus", vcpus()),
         ("tun", tun()),
         ("passt", passt()),
+        ("seccomp", seccomp()),
         ("landlock", landlock()),
+        ("jail", jail()),
+        ("control groups", control_groups()),
         ("io_uring", io_uring()),
         ("huge pages", huge_pages()),
     ];
@@ -113,13 +117,51 @@ fn passt() -> Finding {
     }
 }
 
+fn seccomp() -> Finding {
+    match sandbox::seccomp::is_available() {
+        Ok(()) => Finding::Good("system calls can be filtered".to_owned()),
+        Err(e) => Finding::Lacking(
+            format!("system calls cannot be filtered: {e}; guests run with --sandbox off only"),
+            "a host kernel with CONFIG_SECCOMP_FILTER (Linux 4.14 or newer)",
+        ),
+    }
+}
+
 fn landlock() -> Finding {
     match host::landlock_abi() {
-        Some(abi) => Finding::Good(format!("ABI {abi}")),
+        Some(abi) => {
+            let what = sandbox::landlock::reach(abi);
+            Finding::Good(format!("ABI {abi}: takes away {what}"))
+        }
         None => Finding::Lacking(
             "not available".to_owned(),
             "boot the host with landlock in its lsm= list (Linux 5.13 or newer)",
         ),
+    }
+}
+
+fn jail() -> Finding {
+    match sandbox::jail::probe() {
+        Ok(()) => Finding::Good("--jail works for this user".to_owned()),
+        Err(refused) => Finding::Lacking(
+            format!("--jail does not work: {refused}: {}", refused.source),
+            "sysctl user.max_user_namespaces=N above 0, kernel.unprivileged_userns_clone=1, \
+             kernel.apparmor_restrict_unprivileged_userns=0, whichever there is; or run as root",
+        ),
+    }
+}
+
+fn control_groups() -> Finding {
+    const REMEDY: &str = "boot the host with systemd.unified_cgroup_hierarchy=1, or mount -t cgroup2 \
+                          none /sys/fs/cgroup; only --cpu-quota and --memory-max need them";
+    let there = sandbox::cgroup::controllers();
+    let has = |name: &str| there.iter().any(|all| all.split(' ').any(|one| one == name));
+    match (has("cpu"), has("memory")) {
+        (true, true) => Finding::Good("version 2 with cpu and memory".to_owned()),
+        _ if there.is_some() => {
+            Finding::Lacking("version 2, without cpu or memory".to_owned(), REMEDY)
+        }
+        _ => Finding::Lacking("none of version 2 in /sys/fs/cgroup".to_owned(), REMEDY),
     }
 }
 

@@ -4,6 +4,7 @@ pub mod file;
 pub mod kernel;
 pub mod keyvalue;
 pub mod nearest;
+pub mod sandbox;
 pub mod units;
 
 use std::path::PathBuf;
@@ -15,6 +16,7 @@ use devices::virtio::net::{NetConfig, NetConfigError};
 use devices::virtio::rng::RngConfig;
 use serde::{Deserialize, Serialize};
 
+pub use sandbox::{SandboxConfig, SandboxMode};
 pub use units::{ByteSize, Span};
 
 use crate::arch::x86_64::topology::{Shape, Topology, TopologyError};
@@ -50,6 +52,8 @@ pub struct VmConfig {
     pub cpus: CpuConfig,
     /// The memory.
     pub memory: MemoryConfig,
+    /// How alcove itself is confined.
+    pub sandbox: SandboxConfig,
     /// The entropy device.
     pub rng: RngConfig,
     /// The disks, vda first.
@@ -166,6 +170,30 @@ pub enum ConfigError {
         /// What they share.
         what: &'static str,
     },
+    /// A jail and no sandbox.
+    #[error("--jail and --sandbox off exclude each other; leave one out")]
+    JailWithoutSandbox,
+    /// Something that is a jail's without a jail.
+    #[error("{flag} needs a jail; add --jail")]
+    NeedsJail {
+        /// The flag.
+        flag: &'static str,
+    },
+    /// No processor time.
+    #[error("--cpu-quota 0 leaves no time to run in; give hundredths of a processor, such as 50")]
+    NoProcessorTime,
+    /// Less than the guest's memory.
+    #[error(
+        "--memory-max {asked} is too little for --memory {memory} and alcove; give {least} or more"
+    )]
+    MemoryMax {
+        /// What was asked for.
+        asked: ByteSize,
+        /// The guest's.
+        memory: ByteSize,
+        /// What there must be.
+        least: ByteSize,
+    },
     /// Processors that cannot be arranged as asked.
     #[error("--cpus")]
     Topology(#[source] TopologyError),
@@ -178,6 +206,7 @@ impl VmConfig {
             return Err(ConfigError::AppendAndCmdline);
         }
         self.cpus.topology()?;
+        self.sandbox.validate(self.memory.size)?;
         self.validate_disks()?;
         self.validate_nets()
     }

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
+use devices::thread_start::FirstAct;
+
 use super::kick::{ImmediateExit, signal_thread};
 use super::run_loop::Vcpu;
 
@@ -93,8 +95,8 @@ pub struct VcpuHandle {
 }
 
 impl VcpuHandle {
-    /// Starts the thread `vcpu<index>`, which waits for [`VcpuHandle::resume`].
-    pub fn spawn(vcpu: Vcpu) -> io::Result<Self> {
+    /// Starts the thread `vcpu<index>`, which calls `first` and waits for [`VcpuHandle::resume`].
+    pub fn spawn(vcpu: Vcpu, first: FirstAct) -> io::Result<Self> {
         let gate = Arc::new(Gate {
             control: Mutex::new(Control { request: Request::Wait, state: VcpuState::Created }),
             changed: Condvar::new(),
@@ -104,6 +106,7 @@ impl VcpuHandle {
         let inner = Arc::clone(&gate);
         let thread =
             thread::Builder::new().name(format!("vcpu{}", vcpu.index())).spawn(move || {
+                first();
                 vcpu.run(&inner);
                 inner.stopped();
             })?;

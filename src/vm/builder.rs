@@ -1,21 +1,22 @@
 //! The order in which a machine is put together, and nothing else.
 #![expect(unsafe_code, reason = "hands guest RAM to KVM")]
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use devices::bus::Bus;
 use devices::virtio::blk::DiskConfig;
 use kvm_bindings::{
-    CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config,
+    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config,
     kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
-use super::control::Control;
+use super::confine::Intent;
+use super::control::{self, Control};
+use super::open::Opened;
 use super::{Machine, Mailbox, Outcome, VmError, legacy, virtio};
 use crate::arch::x86_64::regs::LongModeTables;
 use crate::arch::x86_64::topology::Topology;
@@ -24,11 +25,12 @@ use crate::boot::acpi::MmioDevice;
 use crate::boot::cmdline::{self, CmdlineParts};
 use crate::boot::params::{self, BootEntry, BootSources};
 use crate::boot::{acpi, initrd, kernel, long_mode};
-use crate::config::{DEFAULT_SHUTDOWN_TIMEOUT, VmConfig, kernel as kernel_search};
+use crate::config::{DEFAULT_SHUTDOWN_TIMEOUT, VmConfig};
 use crate::event_loop::EventLoop;
 use crate::irq;
 use crate::memory::GuestRam;
 use crate::memory::layout;
+use crate::sandbox::seccomp::Kind;
 use crate::vcpu::recover::{self, Recovery};
 use crate::vcpu::run_loop::Vcpu;
 use crate::vcpu::{self, VcpuHandle};
@@ -37,31 +39,41 @@ use crate::vcpu::{self, VcpuHandle};
 pub fn build(config: &VmConfig) -> Result<Machine, VmError> {
     config.validate()?;
     let topology = config.cpus.topology()?;
-    let kvm = open_kvm()?;
+    let intent = Intent::new(config)?;
+    // A terminal that is changed from now on is put back before they end alcove.
+    control::block_signals().map_err(host("block signals"))?;
+    let Opened { kvm, kernel, initrd, disks, nets, mut serial } = Opened::open(config)?;
     check_cpus(&kvm, config.cpus.count, &topology)?;
     let supported = kvm
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
         .map_err(|source| VmError::Kvm { call: "tell what CPUID it supports", source })?;
     let assisted = recover::is_needed(config.assist);
+    let mut confinement = intent.enter(&mut serial)?;
     let ram = map_memory(config, cpuid::physical_address_bits(&supported))?;
     let places = virtio::places(config)?;
-    let entry = load_guest(config, &topology, &places, &ram, assisted)?;
+    let entry = load_guest(config, (kernel, initrd), &topology, &places, &ram, assisted)?;
 
     let mailbox = Arc::new(Mailbox::new().map_err(host("create an eventfd"))?);
     let timeout = config.timeout.map(|span| span.0);
-    let mut control = Control::new(Arc::clone(&mailbox), timeout).map_err(host("route signals"))?;
+    let signals = confinement.take_passed_signals();
+    let mut control =
+        Control::new(Arc::clone(&mailbox), timeout, signals).map_err(host("route signals"))?;
     vcpu::prepare_signal().map_err(host("install a signal handler"))?;
 
     let vm = Arc::new(create_vm(&kvm, &ram, config, assisted)?);
     let mut event_loop = EventLoop::new().map_err(VmError::EventLoop)?;
-    let legacy = legacy::attach(config, &vm, &mailbox, &mut event_loop)?;
+    let legacy = legacy::attach(config, serial, &vm, &mailbox, &mut event_loop)?;
     let shutdown_timeout = config.shutdown_timeout.unwrap_or(DEFAULT_SHUTDOWN_TIMEOUT);
     control.press_on_terminate(legacy.events, shutdown_timeout.0);
     event_loop.add(Arc::new(Mutex::new(control)));
     let mut mmio = Bus::new();
-    let virtio = virtio::attach(config, &places, &vm, &ram, &mut mmio, &mut event_loop)?;
+    let (disk_start, net_start) =
+        (confinement.thread_start(Kind::Disk), confinement.thread_start(Kind::Net));
+    let opened = virtio::OpenDevices { disks, disk_start, nets, net_start };
+    let virtio = virtio::attach(config, opened, &places, &vm, &ram, &mut mmio, &mut event_loop)?;
     let (ports, mmio) = (Arc::new(legacy.ports), Arc::new(mmio));
 
+    let start_vcpu = confinement.thread_start(Kind::Vcpu);
     let mut vcpus = Vec::new();
     for index in 0..config.cpus.count {
         let apic_id = topology.apic_id(index);
@@ -79,22 +91,20 @@ pub fn build(config: &VmConfig) -> Result<Machine, VmError> {
         let on_crash = Box::new(move |report| end.end(Outcome::Crashed(Box::new(report))));
         let (ports, mmio) = (Arc::clone(&ports), Arc::clone(&mmio));
         let vcpu = Vcpu::new(index, fd, ports, mmio, recovery, on_crash);
-        vcpus.push(VcpuHandle::spawn(vcpu).map_err(host("start a vCPU thread"))?);
+        vcpus.push(VcpuHandle::spawn(vcpu, start_vcpu()).map_err(host("start a vCPU thread"))?);
     }
     let (console, console_path) = (legacy.console, legacy.console_path);
-    Ok(Machine { vcpus, virtio, event_loop, console, console_path, mailbox, _ram: ram, _vm: vm })
-}
-
-fn open_kvm() -> Result<Kvm, VmError> {
-    let kvm = Kvm::new().map_err(|e| match e.errno() {
-        libc::ENOENT | libc::ENODEV | libc::ENXIO => VmError::NoKvm,
-        libc::EACCES | libc::EPERM => VmError::KvmPermission,
-        errno => VmError::KvmOpen(io::Error::from_raw_os_error(errno)),
-    })?;
-    match kvm.get_api_version() {
-        version if version == KVM_API_VERSION as i32 => Ok(kvm),
-        version => Err(VmError::KvmVersion(version)),
-    }
+    Ok(Machine {
+        vcpus,
+        virtio,
+        event_loop,
+        console,
+        console_path,
+        confinement,
+        mailbox,
+        _ram: ram,
+        _vm: vm,
+    })
 }
 
 fn map_memory(config: &VmConfig, address_bits: u8) -> Result<GuestRam, VmError> {
@@ -106,23 +116,17 @@ fn map_memory(config: &VmConfig, address_bits: u8) -> Result<GuestRam, VmError> 
 /// Puts kernel, initrd, command line, ACPI and boot tables into guest RAM.
 fn load_guest(
     config: &VmConfig,
+    (kernel, initrd): ((PathBuf, File), Option<(PathBuf, File)>),
     topology: &Topology,
     places: &[MmioDevice],
     ram: &GuestRam,
     assisted: bool,
 ) -> Result<BootEntry, VmError> {
-    let path = match &config.kernel {
-        Some(path) => path.clone(),
-        None => kernel_search::find()?,
-    };
-    let file = open(&path).map_err(|source| VmError::KernelFile { path: path.clone(), source })?;
+    let (path, file) = kernel;
     let load = if assisted { kernel::load_unpacked } else { kernel::load };
     let kernel = load(ram, &file).map_err(|source| VmError::Kernel { path, source })?;
-    let initrd = match &config.initrd {
-        Some(path) => {
-            let path = path.clone();
-            let file =
-                open(&path).map_err(|source| VmError::InitrdFile { path: path.clone(), source })?;
+    let initrd = match initrd {
+        Some((path, file)) => {
             let loaded = initrd::load(ram, &file, &kernel);
             Some(loaded.map_err(|source| VmError::Initrd { path, source })?)
         }
@@ -149,11 +153,6 @@ fn root_parameter(config: &VmConfig) -> Vec<String> {
         format!("root=/dev/{} {mode}", virtio::disk_name(index))
     };
     root.map(parameter).into_iter().collect()
-}
-
-/// Opens an image for reading, without waiting for a writer if it is a FIFO.
-fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)
 }
 
 /// Creates the VM with its memory, interrupt controllers and timer.

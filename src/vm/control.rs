@@ -1,7 +1,9 @@
 //! The machine's own subscriber on the event loop: its end, its time limit, its signals.
+#![expect(unsafe_code, reason = "asks what is done about a signal")]
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,9 +23,46 @@ use super::{Mailbox, Outcome};
 /// powered off in time, and a second one does so at once.
 pub struct Control {
     mailbox: Arc<Mailbox>,
-    signals: SignalFd,
+    signals: Signals,
     timer: Option<TimerFd>,
     button: Option<Button>,
+}
+
+/// Where the numbers of signals come from.
+enum Signals {
+    /// The process's own.
+    Own(SignalFd),
+    /// Those that a jail's keeper passes in, a byte each.
+    Passed(OwnedFd),
+}
+
+impl Signals {
+    /// The next one, if there is one.
+    fn next(&self) -> Option<i32> {
+        match self {
+            Self::Own(signals) => {
+                let info = signals.read_signal().ok().flatten()?;
+                Some(i32::try_from(info.ssi_signo).unwrap_or(Signal::SIGTERM as i32))
+            }
+            Self::Passed(pipe) => {
+                let mut byte = [0];
+                match rustix::io::read(pipe, &mut byte).ok()? {
+                    // Nobody is there any more to take the exit status.
+                    0 => Some(Signal::SIGKILL as i32),
+                    _ => Some(byte[0].into()),
+                }
+            }
+        }
+    }
+}
+
+impl AsRawFd for Signals {
+    fn as_raw_fd(&self) -> RawFd {
+        match self {
+            Self::Own(signals) => signals.as_raw_fd(),
+            Self::Passed(pipe) => pipe.as_raw_fd(),
+        }
+    }
 }
 
 /// The power button, and how long it has to take effect.
@@ -36,19 +75,24 @@ struct Button {
 
 impl Control {
     /// Takes over SIGINT, SIGTERM and SIGHUP, for this thread and those it starts from now on, and
-    /// starts the time limit.
-    pub fn new(mailbox: Arc<Mailbox>, timeout: Option<Duration>) -> io::Result<Self> {
-        let mut mask = SigSet::empty();
-        let ignored = ignored_signals()?;
-        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-            // As nohup and background jobs of a script leave them.
-            if !ignored.contains(signal) {
-                mask.add(signal);
+    /// starts the time limit. With `passed`, signals are taken from there instead.
+    pub fn new(
+        mailbox: Arc<Mailbox>,
+        timeout: Option<Duration>,
+        passed: Option<OwnedFd>,
+    ) -> io::Result<Self> {
+        let signals = match passed {
+            Some(pipe) => {
+                rustix::io::ioctl_fionbio(&pipe, true)?;
+                Signals::Passed(pipe)
             }
-        }
-        mask.thread_block()?;
-        let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
-        let signals = SignalFd::with_flags(&mask, flags)?;
+            None => {
+                let mask = signals()?;
+                mask.thread_block()?;
+                let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+                Signals::Own(SignalFd::with_flags(&mask, flags)?)
+            }
+        };
         let timer = timeout.map(start_timer).transpose()?;
         Ok(Self { mailbox, signals, timer, button: None })
     }
@@ -60,8 +104,9 @@ impl Control {
     }
 
     fn take_signals(&mut self, ops: &mut EventOps<'_>) {
-        while let Ok(Some(info)) = self.signals.read_signal() {
-            let number = i32::try_from(info.ssi_signo).unwrap_or(Signal::SIGTERM as i32);
+        while !self.mailbox.has_ended()
+            && let Some(number) = self.signals.next()
+        {
             let asks = number == Signal::SIGTERM as i32;
             match &mut self.button {
                 Some(button) if asks && button.timer.is_none() => match button.press() {
@@ -112,12 +157,33 @@ impl Button {
     }
 }
 
-/// The signals that whoever started alcove has it ignore.
-fn ignored_signals() -> io::Result<SigSet> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    let mask = ignored.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);
-    Ok(Signal::iterator().filter(|signal| mask >> (*signal as u32 - 1) & 1 != 0).collect())
+/// Has the signals that end a machine wait for its [`Control`].
+pub fn block_signals() -> io::Result<()> {
+    Ok(signals()?.thread_block()?)
+}
+
+/// The signals that end a machine: not those that whoever started alcove has it ignore, as nohup and
+/// background jobs of a script do.
+pub fn signals() -> io::Result<SigSet> {
+    let mut set = SigSet::empty();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        if !is_ignored(signal)? {
+            set.add(signal);
+        }
+    }
+    Ok(set)
+}
+
+fn is_ignored(signal: Signal) -> io::Result<bool> {
+    let mut action = MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: without a new action the call fills one with what there is.
+    let result = unsafe { libc::sigaction(signal as i32, std::ptr::null(), action.as_mut_ptr()) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call has succeeded.
+    let action = unsafe { action.assume_init() };
+    Ok(action.sa_sigaction == libc::SIG_IGN)
 }
 
 /// A timer that fires once after `limit`.
@@ -174,7 +240,7 @@ mod tests {
     fn fixture(limit: Duration) -> Fixture {
         let mailbox = Arc::new(Mailbox::new().unwrap());
         let line = Arc::new(FakeInterrupt::default());
-        let mut control = Control::new(Arc::clone(&mailbox), None).unwrap();
+        let mut control = Control::new(Arc::clone(&mailbox), None, None).unwrap();
         control.press_on_terminate(Arc::new(GenericEvents::new(line.clone())), limit);
         let mut events = EventLoop::new().unwrap();
         events.add(Arc::new(Mutex::new(control)));

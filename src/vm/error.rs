@@ -169,6 +169,26 @@ pub enum VmError {
         /// What there is room for.
         most: usize,
     },
+    /// A barrier cannot be put up.
+    #[error("the host refused to let alcove {call}; --sandbox off runs without its protection")]
+    Sandbox {
+        /// What was asked for.
+        call: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The jail cannot be entered.
+    #[error("--jail")]
+    Jail(#[source] crate::sandbox::jail::Refused),
+    /// No control group can be made.
+    #[error("--cpu-quota and --memory-max need control groups of version 2")]
+    ControlGroup(#[source] crate::sandbox::cgroup::Refused),
+    /// Something that only root may ask for.
+    #[error("{flag} is for root only; run alcove as root, or leave it out")]
+    RootOnly {
+        /// The flag.
+        flag: &'static str,
+    },
     /// Two devices want one address range.
     #[error("a device finds its addresses taken")]
     Bus(#[from] devices::bus::BusError),
@@ -188,6 +208,8 @@ impl VmError {
             Self::Initrd { source: InitrdError::Image(_), .. } => {
                 Some("name another initial RAM disk, or leave --initrd out")
             }
+            Self::Jail(_) => Some("`alcove doctor` tells what is missing, or leave --jail out"),
+            Self::ControlGroup(_) => Some("`alcove doctor` tells what is there"),
             Self::Serial { source: OpenError::File { .. } | OpenError::Socket { .. }, .. } => {
                 Some("name a place in a folder where you may write")
             }

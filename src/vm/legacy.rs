@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use devices::backend::console::Backend;
 use devices::bus::{Bus, BusDevice, BusError};
 use devices::event::MachineEvents;
 use devices::legacy::debug_exit::{self, DebugExit};
@@ -32,9 +33,10 @@ pub struct Legacy {
     pub events: Arc<GenericEvents>,
 }
 
-/// Creates the devices.
+/// Creates the devices, the serial port in front of `backend`.
 pub fn attach(
     config: &VmConfig,
+    backend: Backend,
     vm: &Arc<VmFd>,
     mailbox: &Arc<Mailbox>,
     event_loop: &mut EventLoop,
@@ -42,7 +44,6 @@ pub fn attach(
     let failed = |source| VmError::Serial { given: config.serial.to_string(), source };
     let owner = || Arc::clone(mailbox) as Arc<dyn MachineEvents>;
     let line = |gsi| Arc::new(IrqLine::new(Arc::clone(vm), gsi));
-    let backend = config.serial.open().map_err(failed)?;
     let console_path = backend.pty_path().map(Path::to_owned);
     let com1 = SerialPort::create(backend, line(gsi::COM1), owner()).map_err(failed)?;
     event_loop.add(com1.pump);

@@ -1,10 +1,12 @@
 //! The machine: owner of all its parts, and its states from built to ended.
 
 mod builder;
+mod confine;
 mod control;
 mod error;
 mod legacy;
 mod mailbox;
+mod open;
 mod outcome;
 mod virtio;
 
@@ -16,6 +18,7 @@ use devices::legacy::serial::Console;
 use kvm_ioctls::VmFd;
 use tracing::warn;
 
+use confine::Confinement;
 pub use error::VmError;
 use virtio::Virtio;
 
@@ -45,6 +48,7 @@ pub struct Machine {
     event_loop: EventLoop,
     console: Console,
     console_path: Option<PathBuf>,
+    confinement: Confinement,
     mailbox: Arc<Mailbox>,
     /// Outlives the vCPUs and devices, which map it.
     _ram: GuestRam,
@@ -95,6 +99,7 @@ impl Machine {
     /// Runs the guest until it ends, or is ended, and says how. The terminal is as it was before
     /// when this returns.
     pub fn run(mut self) -> Result<Ended, VmError> {
+        self.confinement.seal()?;
         host::release_start();
         self.resume();
         while !self.mailbox.has_ended() {

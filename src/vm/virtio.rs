@@ -4,10 +4,12 @@
 use std::io;
 use std::sync::Arc;
 
+use devices::backend::disk::RawDisk;
 use devices::bus::Bus;
+use devices::thread_start::ThreadStart;
 use devices::virtio::blk::VirtioBlk;
 use devices::virtio::device::{Memory, VirtioDevice};
-use devices::virtio::net::VirtioNet;
+use devices::virtio::net::{OpenNetwork, VirtioNet};
 use devices::virtio::rng::VirtioRng;
 use devices::virtio::transport::mmio::{MMIO_BYTES, MmioTransport, RegisterPages};
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
@@ -39,6 +41,18 @@ impl Virtio {
     }
 }
 
+/// What was opened for the devices, in the order of the flags, and what their threads begin with.
+pub struct OpenDevices {
+    /// The disks' images.
+    pub disks: Vec<RawDisk>,
+    /// What threads of disks begin with.
+    pub disk_start: ThreadStart,
+    /// The networks, with their names.
+    pub nets: Vec<(String, OpenNetwork)>,
+    /// What threads of networks begin with.
+    pub net_start: ThreadStart,
+}
+
 /// Where the devices of `config` stand, in the order of [`attach`].
 ///
 /// # Errors
@@ -56,9 +70,10 @@ pub fn places(config: &VmConfig) -> Result<Vec<MmioDevice>, VmError> {
 }
 
 /// Makes the devices of `config`, disks first, so that Linux names them in their order from vda on,
-/// then networks, and puts them at `places`.
+/// then networks, all from what was `opened` for them, and puts them at `places`.
 pub fn attach(
     config: &VmConfig,
+    opened: OpenDevices,
     places: &[MmioDevice],
     vm: &Arc<VmFd>,
     ram: &GuestRam,
@@ -70,13 +85,13 @@ pub fn attach(
     // Each registration waits for a grace period of the host's kernel, which a device that is asked
     // a few times only is not worth.
     let mut devices: Vec<(Box<dyn VirtioDevice>, bool)> = Vec::new();
-    for (index, disk) in config.disks.iter().enumerate() {
-        let device = VirtioBlk::open(&disk_name(index), disk)
+    for (index, (disk, image)) in config.disks.iter().zip(&opened.disks).enumerate() {
+        let device = VirtioBlk::with_start(&disk_name(index), disk, image, &opened.disk_start)
             .map_err(|source| VmError::Disk { path: disk.path.clone(), source })?;
         devices.push((Box::new(device), true));
     }
-    for (name, net) in config.named_nets() {
-        let device = VirtioNet::open(&name, net)
+    for ((name, network), (_, net)) in opened.nets.into_iter().zip(config.named_nets()) {
+        let device = VirtioNet::new(&name, net, network, &opened.net_start)
             .map_err(|source| VmError::Net { given: net.to_string(), source })?;
         devices.push((Box::new(device), true));
     }

@@ -80,7 +80,7 @@ fn exit(a: &mut CodeAssembler) -> Result<(), IcedError> {
 }
 
 /// Never returns, without an exit from the guest.
-fn spin(a: &mut CodeAssembler) -> Result<(), IcedError> {
+pub fn spin(a: &mut CodeAssembler) -> Result<(), IcedError> {
     let mut forever = a.create_label();
     a.set_label(&mut forever)?;
     a.pause()?;

@@ -59,6 +59,12 @@ pub fn help_and_manual_name_every_flag() {
         "--serial",
         "--timeout",
         "--assist",
+        "--sandbox",
+        "--jail",
+        "--uid",
+        "--gid",
+        "--cpu-quota",
+        "--memory-max",
         "--config",
         "--print-config",
         "--log",
@@ -74,9 +80,8 @@ pub fn help_and_manual_name_every_flag() {
 pub fn doctor_says_what_works() {
     let said = finish(alcove(["doctor"])).expect(0).stdout;
 
-    for topic in
-        ["kvm", "virtualisation", "vcpus", "tun", "passt", "landlock", "io_uring", "huge pages"]
-    {
+    let topics = ["kvm", "virtualisation", "vcpus", "tun", "passt", "seccomp", "landlock", "jail"];
+    for topic in topics.into_iter().chain(["control groups", "io_uring", "huge pages"]) {
         assert!(said.lines().any(|line| line[4..].starts_with(topic)), "{topic} in {said}");
     }
 }

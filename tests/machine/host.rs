@@ -26,6 +26,12 @@ pub enum Need {
     Guest,
     /// To be root.
     Root,
+    /// An alcove that can be asked to do what it must not.
+    DebugBuild,
+    /// A kernel with Landlock that knows TCP.
+    Landlock,
+    /// Control groups of version 2 that limit processors and memory.
+    ControlGroups,
 }
 
 impl Need {
@@ -53,6 +59,18 @@ impl Need {
             Self::GuestXcr0 => (!crate::lab::is_inside(), "the lab's AMD-V does not switch XCR0"),
             Self::Guest => (guest_file("vmlinux").exists(), "no guest; run make guest"),
             Self::Root => (is_root(), "only root may do it"),
+            Self::DebugBuild => {
+                let is_ours = std::env::var_os("ALCOVE").is_none();
+                (cfg!(debug_assertions) && is_ours, "a release build attempts nothing")
+            }
+            Self::Landlock => (
+                alcove::host::landlock_abi().is_some_and(|abi| abi >= 4),
+                "this kernel has no Landlock of ABI 4",
+            ),
+            Self::ControlGroups => (
+                crate::lab::is_inside() || has_control_groups(),
+                "no control groups of version 2 with cpu and memory in /sys/fs/cgroup",
+            ),
         };
         (!there).then_some(reason)
     }
@@ -66,7 +84,10 @@ impl Need {
             | Self::FileSystemTools
             | Self::NetworkTools
             | Self::DebianKernels
+            | Self::ControlGroups
             | Self::Root => true,
+            // The lab's alcove is the one that is released.
+            Self::DebugBuild | Self::Landlock => false,
             Self::SoftwareKvm | Self::FastPorts | Self::GuestXcr0 => false,
         }
     }
@@ -79,6 +100,11 @@ fn has_kvm() -> bool {
 /// Whether /dev/kvm runs guest kernels on the processor itself.
 pub fn has_hardware_kvm() -> bool {
     alcove::host::has_hardware_virtualisation()
+}
+
+fn has_control_groups() -> bool {
+    let there = alcove::sandbox::cgroup::controllers().unwrap_or_default();
+    ["cpu", "memory"].iter().all(|wanted| there.split(' ').any(|name| name == *wanted))
 }
 
 fn is_root() -> bool {

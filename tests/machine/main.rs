@@ -17,6 +17,7 @@ mod lab;
 mod net;
 mod pause;
 mod power;
+mod sandbox;
 mod terminal;
 
 use std::io::{self, Write};
@@ -125,6 +126,20 @@ const TESTS: &[Test] = tests![
     power::soft_off_by_the_sleep_register_ends_the_guest[Kvm],
     power::the_reset_register_ends_the_guest[Kvm],
     power::vcpus_that_the_guest_never_starts_are_told[Kvm],
+    sandbox::a_jail_holds_one_process_without_privileges_in_an_empty_root[Kvm, Root],
+    sandbox::a_jail_passes_signals_in_and_the_status_out[Kvm, Root],
+    sandbox::a_jailed_console_leaves_no_socket_behind[Kvm, Root],
+    sandbox::a_plain_run_has_no_privileges_and_hides_its_memory[Kvm, Root],
+    sandbox::a_plain_user_gets_a_jail_too[Kvm, Root],
+    sandbox::behind_the_filters_there_are_more_barriers[Kvm, DebugBuild, Landlock],
+    sandbox::every_thread_is_refused_what_it_has_no_use_for[Kvm, DebugBuild],
+    sandbox::flags_that_do_not_fit_are_told_with_their_remedy[Kvm, Root],
+    sandbox::guest_memory_stays_out_of_core_dumps[Kvm, Root],
+    sandbox::linux_boots_in_a_jail[Kvm, Guest, Root],
+    sandbox::root_gives_a_jail_its_user_and_group[Kvm, Root],
+    sandbox::root_limits_what_a_jail_uses[Kvm, Root, ControlGroups],
+    sandbox::stray_descriptors_are_closed_and_named_ones_kept[Kvm, Root],
+    sandbox::the_sandbox_can_be_left_out_with_a_warning[Kvm],
 ];
 
 fn main() -> ExitCode {

@@ -267,7 +267,8 @@ pub fn two_guests_talk_on_a_bridge() {
     client.expect(42);
 }
 
-/// An interface that was opened by whoever starts alcove.
+/// An interface that was opened by whoever starts alcove, for a guest in a jail, which has no network of
+/// its own.
 pub fn an_inherited_interface_is_a_network() {
     const FD: i32 = 17;
     let host = Host::enter();
@@ -275,7 +276,7 @@ pub fn an_inherited_interface_is_a_network() {
     let tap = open_tap("tap0");
     let script = with_address("ping -c 2 10.9.0.1 && exit 42");
     let image = initramfs(&script, &[]);
-    let mut command = script_command(&image, &["--net", &format!("fd={FD}")]);
+    let mut command = script_command(&image, &["--jail", "--net", &format!("fd={FD}")]);
     let raw = tap.as_raw_fd();
     let give = move || {
         // SAFETY: both are numbers of descriptors.

@@ -15,6 +15,7 @@ use alcove::vcpu::recover::{self, Recovery};
 use alcove::vcpu::run_loop::Vcpu;
 use alcove::vcpu::{VcpuHandle, VcpuState, prepare_signal};
 use devices::bus::{Bus, BusDevice};
+use devices::thread_start::nothing_first;
 use iced_x86::code_asm::*;
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VmFd};
@@ -225,7 +226,7 @@ fn spawn(
     let on_crash = Box::new(move |report| {
         crashed.lock().unwrap().wrong = Some(format!("the guest crashed: {report}"));
     });
-    VcpuHandle::spawn(Vcpu::new(0, fd, ports, mmio, recovery, on_crash)).unwrap()
+    VcpuHandle::spawn(Vcpu::new(0, fd, ports, mmio, recovery, on_crash), nothing_first()()).unwrap()
 }
 
 pub fn pausing_loses_no_access_and_repeats_none() {

@@ -7,6 +7,7 @@ use kvm_bindings::{
     CpuId, KVM_VCPUEVENT_VALID_SHADOW, kvm_regs, kvm_segment, kvm_sregs, kvm_xsave,
 };
 use kvm_ioctls::VcpuFd;
+use rustix::rand::GetRandomFlags;
 
 use super::Instruction;
 use super::memory::GuestView;
@@ -285,7 +286,10 @@ impl Cpu for StateCache<'_> {
     }
 
     fn entropy(&mut self, bytes: &mut [u8]) -> Result<(), Stop> {
-        getrandom::fill(bytes).map_err(|e| Stop::Host(io::Error::other(e)))
+        // So few bytes come all at once (getrandom(2)).
+        rustix::rand::getrandom(bytes, GetRandomFlags::empty())
+            .map(drop)
+            .map_err(|e| Stop::Host(e.into()))
     }
 
     /// Drops all translations, whatever was asked for: nothing finer can be had from outside.

@@ -21,7 +21,8 @@ pub enum LockOwner {
     SelfSame,
     /// The process with this id.
     Process(u32),
-    /// A process that this one may not look into, or of another machine.
+    /// A process that this one may not look into (a confined one of a plain user), or of another
+    /// machine.
     Unknown,
 }
 

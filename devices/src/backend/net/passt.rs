@@ -25,6 +25,8 @@ pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 const PREFIX_LENGTH: &str = "24";
 /// The longest packets that passt takes (passt(1), --mtu).
 const MTU: u16 = 65520;
+/// How long passt may take to end.
+const LAST_MOMENT: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 /// How long passt may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// A frame that asks who has the gateway's address: its length for the stream, then Ethernet, then
@@ -72,8 +74,8 @@ pub enum PasstError {
     },
 }
 
-/// A running passt, for one guest. Dropping it ends the program; it ends by itself when the guest's
-/// side of the socket is closed.
+/// A running passt, for one guest. It ends when the guest's side of the socket is closed; dropping
+/// this, after that, waits for a moment until it has.
 pub struct Passt {
     child: Child,
     stderr: Option<ChildStderr>,
@@ -107,8 +109,13 @@ impl Passt {
         })?;
         drop((theirs, command));
         let mut passt = Self { child, stderr: Some(ChildStderr::from(said)) };
-        passt.wait_ready(&ours, options.mac)?;
-        Ok((passt, Stream::network(ours, Some(options.mtu.unwrap_or(MTU)))))
+        match passt.wait_ready(&ours, options.mac) {
+            Ok(()) => Ok((passt, Stream::network(ours, Some(options.mtu.unwrap_or(MTU))))),
+            Err(error) => {
+                drop(ours);
+                Err(error)
+            }
+        }
     }
 
     /// Asks for the gateway's Ethernet address until passt answers: by then it has opened all
@@ -168,9 +175,13 @@ impl Passt {
 
 impl Drop for Passt {
     fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if let Some(stderr) = &self.stderr {
+            // Its end is that of the program, whose number may mean nothing to a process in a jail.
+            let mut ended = [PollFd::new(stderr, PollFlags::HUP)];
+            // A program that hangs is not waited for.
+            let _ = poll(&mut ended, Some(&LAST_MOMENT));
+        }
+        let _ = self.child.try_wait();
     }
 }
 

@@ -112,7 +112,7 @@ impl VirtioBlk {
         Self::with_start(name, config, disk, &nothing_first())
     }
 
-    /// As [`VirtioBlk::new`]; each thread calls `start` before anything else.
+    /// As [`VirtioBlk::new`]; each thread begins with what `start` gives for it.
     ///
     /// # Errors
     /// As for [`VirtioBlk::new`].
@@ -168,12 +168,12 @@ impl VirtioBlk {
         let worker = Worker::new(queue, max_size, throttle, self.shared.clone());
         let desk = Arc::new(Desk::new(kick.clone()));
         let given = desk.clone();
-        let start = start.clone();
+        let first = start();
         let short: String = self.shared.name.chars().filter(char::is_ascii).take(8).collect();
         let thread = thread::Builder::new()
             .name(format!("{short}-q{index}"))
             .spawn(move || {
-                start();
+                first();
                 worker.run(&given);
             })
             .map_err(host("start a thread"))?;

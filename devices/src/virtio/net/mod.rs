@@ -38,6 +38,7 @@ use super::device::{ActivateError, Activation, QueueSlot, VirtioDevice};
 use super::queue::Queue;
 use crate::backend::net::{self, Mac, Network, Passt, PasstError, Tap, TapError};
 use crate::rate_limit::Throttle;
+use crate::thread_start::ThreadStart;
 
 /// Entries of a queue.
 const QUEUE_SIZE: u16 = 256;
@@ -112,9 +113,19 @@ impl std::ops::Deref for Metrics {
     }
 }
 
-impl VirtioNet {
-    /// Opens the network of `config`, which is not `none`, and makes the device; `name` is
-    /// [`NetConfig::name`].
+/// A network that was opened for a guest.
+#[derive(Debug)]
+pub struct OpenNetwork {
+    /// The guest's address in it.
+    pub mac: Mac,
+    /// The ways in.
+    pub network: Network,
+    /// The program that serves it, if one was started.
+    pub passt: Option<Passt>,
+}
+
+impl OpenNetwork {
+    /// Opens the network of `config`, which is not `none`; `name` is [`NetConfig::name`].
     ///
     /// # Errors
     /// [`NetError`].
@@ -129,26 +140,27 @@ impl VirtioNet {
                 (Some(passt), network)
             }
         };
-        let mut device = Self::new(name, config, mac, network)?;
-        device._passt = passt;
-        Ok(device)
+        Ok(Self { mac, network, passt })
     }
+}
 
-    /// A device on `network`. `name` is for the log and, cut off after 8 bytes, for the threads; the
+impl VirtioNet {
+    /// A device on `opened`. `name` is for the log and, cut off after 8 bytes, for the threads; the
     /// guest does not see it.
     ///
-    /// The threads start at once and wait for the driver, so that what they may do can be
-    /// restricted before the guest runs: later the device opens nothing and starts nothing.
+    /// The threads start at once, each with what `start` gives, and wait for the driver, so that what
+    /// they may do can be restricted before the guest runs: later the device opens nothing and starts
+    /// nothing.
     ///
     /// # Errors
     /// [`NetError`], but not that the network cannot be used.
     pub fn new(
         name: &str,
         config: &NetConfig,
-        mac: Mac,
-        network: Network,
+        opened: OpenNetwork,
+        start: &ThreadStart,
     ) -> Result<Self, NetError> {
-        let Network { ports, offloads, mtu } = network;
+        let OpenNetwork { mac, network: Network { ports, offloads, mtu }, passt } = opened;
         let mtu = config.mtu.or(mtu);
         let kick = |_: &_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map(Arc::new);
         let kicks: Vec<_> =
@@ -161,7 +173,7 @@ impl VirtioNet {
             config: config_space(mac, shared.max_pairs, mtu.unwrap_or(0)),
             control: 2 * shared.max_pairs,
             shared,
-            _passt: None,
+            _passt: passt,
         };
         let throttle = || match (config.packets, config.bandwidth) {
             (None, None) => Ok(None),
@@ -170,7 +182,7 @@ impl VirtioNet {
         let receive = throttle().map_err(host("make a timer"))?;
         let send = throttle().map_err(host("make a timer"))?;
         for (index, port) in (0..).zip(ports) {
-            device.add_pair(index, port, [receive.as_ref(), send.as_ref()])?;
+            device.add_pair(index, port, [receive.as_ref(), send.as_ref()], start)?;
         }
         if let Some(kick) = device.shared.kicks.first() {
             device.slots.push(QueueSlot { max_size: CONTROL_QUEUE_SIZE, kick: kick.clone() });
@@ -188,6 +200,7 @@ impl VirtioNet {
         index: u16,
         port: Box<dyn net::NetPort>,
         throttles: [Option<&Throttle>; 2],
+        start: &ThreadStart,
     ) -> Result<(), NetError> {
         let Some(kick) = self.shared.kicks.get(usize::from(index)).cloned() else { return Ok(()) };
         let clone = |throttle: Option<&Throttle>| throttle.map(Throttle::try_clone).transpose();
@@ -198,10 +211,14 @@ impl VirtioNet {
             .map_err(host("watch the network"))?;
         let desk = Arc::new(Desk::new(kick.clone()));
         let given = desk.clone();
+        let first = start();
         let short: String = self.shared.name.chars().filter(char::is_ascii).take(8).collect();
         let thread = thread::Builder::new()
             .name(format!("{short}-q{index}"))
-            .spawn(move || worker.run(&given))
+            .spawn(move || {
+                first();
+                worker.run(&given);
+            })
             .map_err(host("start a thread"))?;
         self.servers.push(Server { desk, thread: Some(thread) });
         let slot = QueueSlot { max_size: QUEUE_SIZE, kick };

@@ -2,6 +2,7 @@ use std::sync::{Arc, Mutex};
 
 use super::*;
 use crate::backend::net::{HEADER_BYTES, NetPort, Offloads};
+use crate::thread_start::nothing_first;
 use crate::virtio::conformance::{Request, Subject};
 use fake::{FakePort, Seen};
 
@@ -35,7 +36,12 @@ fn fake_network(pairs: usize, endless: Option<usize>) -> (Network, Vec<Arc<Mutex
 }
 
 fn device(network: Network) -> VirtioNet {
-    VirtioNet::new("net0", &config(), Mac::from_id("net0"), network).unwrap()
+    device_with(network, &config())
+}
+
+fn device_with(network: Network, config: &NetConfig) -> VirtioNet {
+    let opened = OpenNetwork { mac: Mac::from_id("net0"), network, passt: None };
+    VirtioNet::new("net0", config, opened, &nothing_first()).unwrap()
 }
 
 fn subject(endless: Option<usize>, request: Request) -> Subject {

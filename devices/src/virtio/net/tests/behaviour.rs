@@ -42,7 +42,7 @@ impl Guest {
     ) -> Self {
         let mut config = config();
         change(&mut config);
-        let device = VirtioNet::new("net0", &config, Mac::from_id("net0"), network).unwrap();
+        let device = device_with(network, &config);
         let metrics = device.metrics();
         let mut driver = FakeDriver::new(Box::new(device), Vec::new());
         let queues = driver.bring_up(features | VERSION_1, 64);
