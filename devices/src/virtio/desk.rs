@@ -1,11 +1,68 @@
 //! How a device starts and stops a thread of its own that serves queues.
 
+use std::io;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
 
 use vmm_sys_util::eventfd::EventFd;
 
 use super::queue::Queue;
+use crate::thread_start::ThreadStart;
+
+/// Characters of a device's name that its threads carry; a thread's name has 15.
+const NAME_CHARS: usize = 8;
+
+/// A thread, seen as the desk where its work lies while it does not serve. Dropping it ends the thread,
+/// which finishes what is in flight, and joins it.
+#[derive(Debug)]
+pub(super) struct Server<W: Work> {
+    desk: Arc<Desk<W>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl<W: Work + 'static> Server<W> {
+    /// Thread number `index` of the device `name`: it begins with what `start` gives and lives as long
+    /// as `serve`. `kick` wakes it.
+    ///
+    /// # Errors
+    /// The host has no more threads.
+    pub fn spawn(
+        name: &str,
+        index: u16,
+        kick: Arc<EventFd>,
+        start: &ThreadStart,
+        serve: impl FnOnce(&Desk<W>) + Send + 'static,
+    ) -> io::Result<Self> {
+        let desk = Arc::new(Desk::new(kick));
+        let (given, first) = (desk.clone(), start());
+        let short: String = name.chars().filter(char::is_ascii).take(NAME_CHARS).collect();
+        let thread = thread::Builder::new().name(format!("{short}-q{index}")).spawn(move || {
+            first();
+            serve(&given);
+        })?;
+        Ok(Self { desk, thread: Some(thread) })
+    }
+}
+
+impl<W: Work> Deref for Server<W> {
+    type Target = Desk<W>;
+
+    fn deref(&self) -> &Desk<W> {
+        &self.desk
+    }
+}
+
+impl<W: Work> Drop for Server<W> {
+    fn drop(&mut self) {
+        self.desk.end();
+        if let Some(thread) = self.thread.take() {
+            // A panic in it has been printed.
+            let _ = thread.join();
+        }
+    }
+}
 
 /// What a thread serves: one queue, or several that belong together.
 pub(super) trait Work: Default + Send {
@@ -48,7 +105,7 @@ struct State<W> {
 
 impl<W: Work> Desk<W> {
     /// A desk without work. `kick` wakes the thread while it serves.
-    pub fn new(kick: Arc<EventFd>) -> Self {
+    fn new(kick: Arc<EventFd>) -> Self {
         let state = State { work: W::default(), ..State::default() };
         Self {
             state: Mutex::new(state),
@@ -89,7 +146,7 @@ impl<W: Work> Desk<W> {
     }
 
     /// Has the thread end once it has nothing in flight.
-    pub fn end(&self) {
+    fn end(&self) {
         let mut state = self.state();
         state.end = true;
         drop(self.stop_serving(state));

@@ -11,10 +11,10 @@ mod worker;
 
 use std::io;
 use std::mem::offset_of;
+use std::ops::Deref;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread::{self, JoinHandle};
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
@@ -27,7 +27,7 @@ use vmm_sys_util::eventfd::EventFd;
 pub use config::{DiskConfig, DiskConfigError, MAX_QUEUES};
 pub use metrics::DiskMetrics;
 
-use super::desk::Desk;
+use super::desk::{Desk, Server};
 use super::device::{ActivateError, Activation, QueueSlot, VirtioDevice};
 use super::queue::Queue;
 use crate::backend::disk::{Disk, Geometry, OpenError, RawDisk, SECTOR_BYTES};
@@ -63,18 +63,11 @@ pub enum BlkError {
     },
 }
 
-/// A queue and its thread.
-#[derive(Debug)]
-struct Server {
-    desk: Arc<Desk<Option<Queue>>>,
-    thread: Option<JoinHandle<()>>,
-}
-
 /// A disk for the guest. Dropping it finishes what is in flight and joins its threads.
 #[derive(Debug)]
 pub struct VirtioBlk {
     slots: Vec<QueueSlot>,
-    servers: Vec<Server>,
+    servers: Vec<Server<Option<Queue>>>,
     shared: Arc<Shared>,
     features: u64,
     config: [u8; CONFIG_BYTES],
@@ -166,24 +159,17 @@ impl VirtioBlk {
         let throttle = throttle.map(Throttle::try_clone).transpose();
         let throttle = throttle.map_err(host("make a timer"))?;
         let worker = Worker::new(queue, max_size, throttle, self.shared.clone());
-        let desk = Arc::new(Desk::new(kick.clone()));
-        let given = desk.clone();
-        let first = start();
-        let short: String = self.shared.name.chars().filter(char::is_ascii).take(8).collect();
-        let thread = thread::Builder::new()
-            .name(format!("{short}-q{index}"))
-            .spawn(move || {
-                first();
-                worker.run(&given);
-            })
+        let name = &self.shared.name;
+        let serve = move |desk: &Desk<_>| worker.run(desk);
+        let server = Server::spawn(name, index, kick.clone(), start, serve)
             .map_err(host("start a thread"))?;
-        self.servers.push(Server { desk, thread: Some(thread) });
+        self.servers.push(server);
         self.slots.push(QueueSlot { max_size, kick });
         Ok(())
     }
 
     fn desk(&self, index: u16) -> Option<&Desk<Option<Queue>>> {
-        self.servers.get(usize::from(index)).map(|server| server.desk.as_ref())
+        self.servers.get(usize::from(index)).map(Deref::deref)
     }
 
     fn set_write_back(&mut self, on: bool) {
@@ -250,7 +236,7 @@ impl VirtioDevice for VirtioBlk {
 
     fn reset(&mut self) {
         for server in &self.servers {
-            server.desk.change(|queue| *queue = None);
+            server.change(|queue| *queue = None);
         }
         self.switch_fixed = false;
         self.set_write_back(self.shared.offers.flush);
@@ -271,25 +257,13 @@ impl VirtioDevice for VirtioBlk {
 
     fn pause(&mut self) {
         for server in &self.servers {
-            server.desk.hold();
+            server.hold();
         }
     }
 
     fn resume(&mut self) {
         for server in &self.servers {
-            server.desk.release();
-        }
-    }
-}
-
-impl Drop for VirtioBlk {
-    fn drop(&mut self) {
-        for server in &mut self.servers {
-            server.desk.end();
-            if let Some(thread) = server.thread.take() {
-                // A panic in it has been printed.
-                let _ = thread.join();
-            }
+            server.release();
         }
     }
 }

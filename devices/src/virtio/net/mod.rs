@@ -17,10 +17,10 @@ mod worker;
 
 use std::io;
 use std::mem::offset_of;
+use std::ops::Deref;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread::{self, JoinHandle};
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_MQ, virtio_net_config};
@@ -33,7 +33,7 @@ use self::features::{RECEIVE_OFFLOADS, go_together, has, offered};
 use self::receive::ReceiveQueue;
 use self::shared::Shared;
 use self::worker::{Pair, Worker};
-use super::desk::Desk;
+use super::desk::{Desk, Server};
 use super::device::{ActivateError, Activation, QueueSlot, VirtioDevice};
 use super::queue::Queue;
 use crate::backend::net::{self, Mac, Network, Passt, PasstError, Tap, TapError};
@@ -72,18 +72,11 @@ pub enum NetError {
     },
 }
 
-/// A thread and the desk where its queues lie while it does not serve them.
-#[derive(Debug)]
-struct Server {
-    desk: Arc<Desk<Pair>>,
-    thread: Option<JoinHandle<()>>,
-}
-
 /// An Ethernet interface for the guest. Dropping it joins its threads and ends passt.
 #[derive(Debug)]
 pub struct VirtioNet {
     slots: Vec<QueueSlot>,
-    servers: Vec<Server>,
+    servers: Vec<Server<Pair>>,
     shared: Arc<Shared>,
     features: u64,
     /// With the link's status left out.
@@ -209,18 +202,11 @@ impl VirtioNet {
             [receive.map_err(host("make a timer"))?, send.map_err(host("make a timer"))?];
         let worker = Worker::new(index, port, borrow(&kick), throttles, self.shared.clone())
             .map_err(host("watch the network"))?;
-        let desk = Arc::new(Desk::new(kick.clone()));
-        let given = desk.clone();
-        let first = start();
-        let short: String = self.shared.name.chars().filter(char::is_ascii).take(8).collect();
-        let thread = thread::Builder::new()
-            .name(format!("{short}-q{index}"))
-            .spawn(move || {
-                first();
-                worker.run(&given);
-            })
+        let name = &self.shared.name;
+        let serve = move |desk: &Desk<_>| worker.run(desk);
+        let server = Server::spawn(name, index, kick.clone(), start, serve)
             .map_err(host("start a thread"))?;
-        self.servers.push(Server { desk, thread: Some(thread) });
+        self.servers.push(server);
         let slot = QueueSlot { max_size: QUEUE_SIZE, kick };
         self.slots.extend([slot.clone(), slot]);
         Ok(())
@@ -234,7 +220,7 @@ impl VirtioNet {
         }
         let last = 2 * self.shared.max_pairs;
         let server = if index == last { 0 } else { index / 2 };
-        self.servers.get(usize::from(server)).map(|server| server.desk.as_ref())
+        self.servers.get(usize::from(server)).map(Deref::deref)
     }
 }
 
@@ -279,7 +265,7 @@ impl VirtioDevice for VirtioNet {
 
     fn reset(&mut self) {
         for server in &self.servers {
-            server.desk.change(|pair| *pair = Pair::default());
+            server.change(|pair| *pair = Pair::default());
         }
         self.shared.set_active_pairs(1);
         self.shared.set_receive_offloads(0);
@@ -312,29 +298,23 @@ impl VirtioDevice for VirtioNet {
 
     fn pause(&mut self) {
         for server in &self.servers {
-            server.desk.hold();
+            server.hold();
         }
     }
 
     fn resume(&mut self) {
         for server in &self.servers {
-            server.desk.release();
+            server.release();
         }
     }
 }
 
 impl Drop for VirtioNet {
     fn drop(&mut self) {
-        for server in &mut self.servers {
-            server.desk.end();
-            if let Some(thread) = server.thread.take() {
-                // A panic in it has been printed.
-                let _ = thread.join();
-            }
-        }
-        let Metrics(shared) = self.metrics();
-        let NetMetrics { received, sent } = &shared.metrics;
-        tracing::info!(net = shared.name, "received {received}; sent {sent}");
+        // All that its threads counted.
+        self.servers.clear();
+        let NetMetrics { received, sent } = &self.shared.metrics;
+        tracing::info!(net = self.shared.name, "received {received}; sent {sent}");
     }
 }
 
