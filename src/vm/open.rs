@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use devices::backend::console::Backend;
 use devices::backend::disk::RawDisk;
+use devices::backend::net::TapError;
 use devices::virtio::blk::{DiskConfig, VirtioBlk};
 use devices::virtio::net::{NetConfig, OpenNetwork};
 use kvm_bindings::KVM_API_VERSION;
@@ -14,6 +15,7 @@ use kvm_ioctls::Kvm;
 
 use super::VmError;
 use crate::config::{VmConfig, kernel as kernel_search};
+use crate::sandbox::process;
 
 /// What the flags name, opened.
 pub struct Opened {
@@ -34,6 +36,16 @@ pub struct Opened {
 impl Opened {
     /// Opens what `config` names.
     pub fn open(config: &VmConfig) -> Result<Self, VmError> {
+        // What is opened below may get a number that a flag names.
+        let inherited = process::open_descriptors();
+        for net in &config.nets {
+            if let Some(fd) = net.fd
+                && !inherited.iter().any(|known| u32::try_from(*known) == Ok(fd))
+            {
+                let source = TapError::Descriptor(fd).into();
+                return Err(VmError::Net { given: net.to_string(), source });
+            }
+        }
         let kvm = open_kvm()?;
         let path = match &config.kernel {
             Some(path) => path.clone(),

@@ -108,6 +108,7 @@ const TESTS: &[Test] = tests![
     net::a_flood_into_a_guest_that_reads_nothing_is_survived[Kvm, Guest, Root, NetworkTools],
     net::a_guest_and_its_host_talk_over_a_tap[Kvm, Guest, Root, NetworkTools],
     net::a_plain_user_has_a_network_without_any_right[Kvm, Guest, Root, NetworkTools],
+    net::a_tap_that_goes_down_comes_up_again[Kvm, Guest, Root, NetworkTools],
     net::an_inherited_interface_is_a_network[Kvm, Guest, Root, NetworkTools],
     net::networks_that_cannot_be_had_are_refused[Kvm, Root, NetworkTools],
     net::several_queues_and_long_frames_work_on_an_interface_made_on_the_spot[Kvm, Guest, Root, NetworkTools],

@@ -236,6 +236,28 @@ pub fn several_queues_and_long_frames_work_on_an_interface_made_on_the_spot() {
     guest.expect(42);
 }
 
+/// The guest's link follows its interface down and up.
+pub fn a_tap_that_goes_down_comes_up_again() {
+    let host = Host::enter();
+    host.tap("tap0", "10.9.0.1/24", "");
+    let script = with_address(
+        "echo ready
+         while [ $(cat /sys/class/net/eth0/carrier) = 1 ]; do ping -c 1 -W 1 10.9.0.1 >/dev/null; done
+         echo down
+         while [ $(cat /sys/class/net/eth0/carrier) = 0 ]; do sleep 0.1; done
+         ping -c 2 -W 20 10.9.0.1 && exit 42",
+    );
+    let image = initramfs(&script, &[]);
+    let mut guest = Running::start(script_command(&image, &["--net", "tap=tap0"]));
+
+    guest.wait_for("ready");
+    ip("link set tap0 down");
+    guest.wait_for("down");
+    ip("link set tap0 up");
+
+    guest.expect(42);
+}
+
 pub fn two_guests_talk_on_a_bridge() {
     let host = Host::enter();
     ip("link add br0 type bridge");

@@ -31,8 +31,6 @@ pub use tap::{Tap, TapError};
 
 /// Bytes of the header before each frame.
 pub const HEADER_BYTES: usize = 12;
-/// Where its flags lie.
-pub const HEADER_FLAGS: usize = 0;
 /// Where the number of buffers lies that the frame takes, two bytes. Ports leave it alone.
 pub const HEADER_NUM_BUFFERS: usize = 10;
 /// The least bytes of a frame, those of an Ethernet header.

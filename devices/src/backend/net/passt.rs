@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use super::{Forward, Mac, Network, Protocol, Stream};
+use super::{Failure, Forward, Mac, NetPort, Network, Protocol, Stream};
 
 /// The program.
 const PROGRAM: &str = "passt";
@@ -32,8 +32,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// A frame that asks who has the gateway's address: its length for the stream, then Ethernet, then
 /// ARP (RFC 826).
 const ARP_REQUEST_BYTES: usize = 4 + 42;
-/// Where the frame's type lies, behind the length.
-const ETHERTYPE: usize = 4 + 12;
+/// Where a frame's type lies.
+const ETHERTYPE: usize = 12;
 /// ARP's type.
 const ETHERTYPE_ARP: [u8; 2] = [0x08, 0x06];
 /// What passt says where there is no system log.
@@ -109,59 +109,79 @@ impl Passt {
         })?;
         drop((theirs, command));
         let mut passt = Self { child, stderr: Some(ChildStderr::from(said)) };
-        match passt.wait_ready(&ours, options.mac) {
-            Ok(()) => Ok((passt, Stream::network(ours, Some(options.mtu.unwrap_or(MTU))))),
+        let mut stream = Stream::new(ours);
+        match passt.wait_ready(&mut stream, options.mac) {
+            Ok(()) => Ok((passt, stream.into_network(Some(options.mtu.unwrap_or(MTU))))),
             Err(error) => {
-                drop(ours);
+                drop(stream);
                 Err(error)
             }
         }
     }
 
-    /// Asks for the gateway's Ethernet address until passt answers: by then it has opened all
-    /// sockets that it was asked for.
-    fn wait_ready(&mut self, socket: &OwnedFd, mac: Mac) -> Result<(), PasstError> {
+    /// Asks for the gateway's Ethernet address and waits for an answer: by then passt has opened all
+    /// sockets that it was asked for. Other frames that come before are dropped.
+    fn wait_ready(&mut self, stream: &mut Stream, mac: Mac) -> Result<(), PasstError> {
         let end = Instant::now() + PATIENCE;
         let failed = |error: rustix::io::Errno| PasstError::Start(error.into());
-        match rustix::io::write(socket, &arp_request(mac)) {
+        let send = || rustix::io::write(stream.descriptor(), &arp_request(mac));
+        match rustix::io::retry_on_intr(send) {
             Ok(_) => {}
             Err(rustix::io::Errno::PIPE) => return Err(self.why_ended()),
             Err(error) => return Err(failed(error)),
         }
         loop {
-            let left = end.saturating_duration_since(Instant::now());
-            let mut ready = [PollFd::new(socket, PollFlags::IN)];
-            let timeout =
-                Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
-            if poll(&mut ready, Some(&timeout)).map_err(failed)? == 0 {
-                // A host without IPv4 has no one to answer.
-                tracing::debug!("passt does not say whether it is ready");
-                return Ok(());
-            }
-            let mut answer = [0; ARP_REQUEST_BYTES];
-            match rustix::io::read(socket, &mut answer) {
-                Ok(0) | Err(rustix::io::Errno::CONNRESET) => return Err(self.why_ended()),
-                Ok(ARP_REQUEST_BYTES) if answer[ETHERTYPE..].starts_with(&ETHERTYPE_ARP) => {
+            match stream.take_frame() {
+                Ok(frame)
+                    if frame.get(ETHERTYPE..).is_some_and(|f| f.starts_with(&ETHERTYPE_ARP)) =>
+                {
                     return Ok(());
                 }
-                Ok(_) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
+                Ok(_) => continue,
+                Err(Failure::WouldBlock) => {}
+                Err(_) => return Err(self.why_ended()),
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            let timeout =
+                Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+            let socket = stream.descriptor();
+            let mut ready = [PollFd::new(&socket, PollFlags::IN)];
+            match poll(&mut ready, Some(&timeout)) {
+                Ok(0) => {
+                    // A host without IPv4 has no one to answer.
+                    tracing::debug!("passt does not say whether it is ready");
+                    return Ok(());
+                }
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(failed(error)),
             }
         }
     }
 
+    /// It has closed the socket, so that it has ended or is about to.
     fn why_ended(&mut self) -> PasstError {
-        // It has closed the socket, so that it has ended or is about to.
+        self.wait_a_moment();
+        // Where it has ended this does nothing.
+        let _ = self.child.kill();
         match self.child.wait() {
             Ok(status) => PasstError::Ended { status, message: self.last_words() },
             Err(error) => PasstError::Start(error),
         }
     }
 
-    /// What passt said, in one line.
-    pub fn last_words(&mut self) -> String {
+    /// Waits until the program has ended, for a moment only: one that hangs is not waited for.
+    fn wait_a_moment(&self) {
+        if let Some(stderr) = &self.stderr {
+            // Its end is the program's, whose number may mean nothing to a process in a jail.
+            let mut ended = [PollFd::new(stderr, PollFlags::HUP)];
+            let _ = poll(&mut ended, Some(&LAST_MOMENT));
+        }
+    }
+
+    /// What passt said, in one line, the first time that it is asked for.
+    fn last_words(&mut self) -> String {
         let mut bytes = Vec::new();
-        if let Some(stderr) = &mut self.stderr {
+        if let Some(mut stderr) = self.stderr.take() {
             // It ends with an error where nothing more was said.
             let _ = stderr.read_to_end(&mut bytes);
         }
@@ -175,13 +195,14 @@ impl Passt {
 
 impl Drop for Passt {
     fn drop(&mut self) {
-        if let Some(stderr) = &self.stderr {
-            // Its end is that of the program, whose number may mean nothing to a process in a jail.
-            let mut ended = [PollFd::new(stderr, PollFlags::HUP)];
-            // A program that hangs is not waited for.
-            let _ = poll(&mut ended, Some(&LAST_MOMENT));
+        self.wait_a_moment();
+        // A jail's process is not its parent any more.
+        if let Ok(Some(status)) = self.child.try_wait()
+            && !status.success()
+            && self.stderr.is_some()
+        {
+            tracing::warn!("passt ended with {status}: {}", self.last_words());
         }
-        let _ = self.child.try_wait();
     }
 }
 

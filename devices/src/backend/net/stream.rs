@@ -44,9 +44,9 @@ impl Stream {
         Self { socket, buffer, start: 0, end: 0, rest: Vec::new() }
     }
 
-    /// The network of one socket, with frames as on a wire.
-    pub fn network(socket: OwnedFd, mtu: Option<u16>) -> Network {
-        Network { ports: vec![Box::new(Self::new(socket))], offloads: Offloads::NONE, mtu }
+    /// The network of this socket alone, with frames as on a wire.
+    pub fn into_network(self, mtu: Option<u16>) -> Network {
+        Network { ports: vec![Box::new(self)], offloads: Offloads::NONE, mtu }
     }
 
     /// Bytes of the next frame, once all of it was read.
@@ -66,6 +66,17 @@ impl Stream {
         Ok((frame.len() >= length).then_some(length))
     }
 
+    /// Takes the next frame.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub(super) fn take_frame(&mut self) -> Result<&[u8], Failure> {
+        let length = self.wait_frame()?;
+        let from = self.start + LENGTH_BYTES;
+        self.start = from + length;
+        Ok(self.buffer.get(from..from + length).unwrap_or_default())
+    }
+
     /// Reads until a frame is there, and returns its bytes.
     fn wait_frame(&mut self) -> Result<usize, Failure> {
         loop {
@@ -75,7 +86,7 @@ impl Stream {
             self.buffer.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
             let room = self.buffer.get_mut(self.end..).unwrap_or_default();
-            match rustix::io::read(&self.socket, room) {
+            match rustix::io::retry_on_intr(|| rustix::io::read(&self.socket, &mut *room)) {
                 Ok(0) => return Err(Failure::Gone(None)),
                 Ok(count) => self.end += count,
                 Err(error) => return Err(failure(error)),
@@ -90,18 +101,14 @@ impl NetPort for Stream {
     }
 
     unsafe fn receive(&mut self, buffers: &[iovec]) -> Result<usize, Failure> {
-        let length = self.wait_frame()?;
-        let from = self.start + LENGTH_BYTES;
-        let frame = self.buffer.get(from..from + length).unwrap_or_default();
+        let frame = self.take_frame()?;
         // SAFETY: the caller vouches for the buffers.
-        let result = unsafe {
+        unsafe {
             receive_behind_header(buffers, |buffers| {
                 copy_to(buffers, frame);
-                Ok(length)
+                Ok(frame.len())
             })
-        };
-        self.start = from + length;
-        result
+        }
     }
 
     unsafe fn send(&mut self, buffers: &[iovec]) -> Result<(), Failure> {
@@ -116,14 +123,16 @@ impl NetPort for Stream {
         let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
         message.msg_iov = all.as_mut_ptr();
         message.msg_iovlen = all.len();
-        // SAFETY: the caller vouches for the buffers; the prefix and the list outlive the call.
-        let sent = unsafe {
-            libc::sendmsg(self.socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL)
+        let send = || {
+            let (socket, flags) = (self.socket.as_raw_fd(), libc::MSG_NOSIGNAL);
+            // SAFETY: the caller vouches for the buffers; the prefix and the list outlive the call.
+            let sent = unsafe { libc::sendmsg(socket, &raw const message, flags) };
+            usize::try_from(sent).map_err(|_| {
+                let error = rustix::io::Errno::from_io_error(&io::Error::last_os_error());
+                error.unwrap_or(rustix::io::Errno::IO)
+            })
         };
-        let Ok(sent) = usize::try_from(sent) else {
-            let error = rustix::io::Errno::from_io_error(&io::Error::last_os_error());
-            return Err(failure(error.unwrap_or(rustix::io::Errno::IO)));
-        };
+        let sent = rustix::io::retry_on_intr(send).map_err(failure)?;
         if sent < LENGTH_BYTES + length {
             // The frame has begun, so that its rest must follow before any other.
             // SAFETY: as above.
@@ -135,7 +144,8 @@ impl NetPort for Stream {
     fn flush(&mut self) -> Result<(), Failure> {
         while !self.rest.is_empty() {
             let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-            let sent = send(&self.socket, &self.rest, flags).map_err(failure)?;
+            let send = || send(&self.socket, &self.rest, flags);
+            let sent = rustix::io::retry_on_intr(send).map_err(failure)?;
             self.rest.drain(..sent);
         }
         Ok(())
@@ -145,7 +155,8 @@ impl NetPort for Stream {
 fn failure(error: rustix::io::Errno) -> Failure {
     use rustix::io::Errno;
     match error {
-        Errno::AGAIN | Errno::INTR | Errno::NOBUFS | Errno::NOMEM => Failure::WouldBlock,
+        Errno::AGAIN => Failure::WouldBlock,
+        Errno::NOBUFS | Errno::NOMEM => Failure::Refused(error.into()),
         error => Failure::Gone(Some(error.into())),
     }
 }
@@ -215,7 +226,7 @@ unsafe fn copy_from(buffers: &[iovec], mut skip: usize, data: &mut Vec<u8>) {
 ///
 /// # Errors
 /// [`TapError`].
-pub fn inherited(number: i32) -> Result<Network, TapError> {
+pub fn inherited(number: u32) -> Result<Network, TapError> {
     let fd = take_over(number)?;
     if matches!(socket_type(&fd), Ok(SocketType::STREAM)) {
         let connected = rustix::net::getpeername(&fd).is_ok();
@@ -223,7 +234,7 @@ pub fn inherited(number: i32) -> Result<Network, TapError> {
         let set = flags
             .and_then(|flags| rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK));
         return match set {
-            Ok(()) if connected => Ok(Stream::network(fd, None)),
+            Ok(()) if connected => Ok(Stream::new(fd).into_network(None)),
             _ => Err(TapError::Descriptor(number)),
         };
     }

@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use libc::{c_int, c_uint, c_ulong, ifreq, iovec};
@@ -18,8 +18,13 @@ const DEVICE: &str = "/dev/net/tun";
 #[non_exhaustive]
 pub enum TapError {
     /// There are no tap interfaces here.
-    #[error("/dev/net/tun does not open; run modprobe tun, or use --net user")]
-    Device(#[source] io::Error),
+    #[error("/dev/net/tun is not there; run modprobe tun, or use --net user")]
+    Missing(#[source] io::Error),
+    /// They are not for this user.
+    #[error(
+        "no permission to open /dev/net/tun; as root, run: chmod 666 /dev/net/tun, or use --net user"
+    )]
+    Permission(#[source] io::Error),
     /// The name cannot be one.
     #[error(
         "\"{0}\" is no name of an interface; give 1 to 15 characters without spaces or slashes"
@@ -27,17 +32,27 @@ pub enum TapError {
     Name(String),
     /// The interface is not there, and may not be made.
     #[error(
-        "there is no interface {0}, and making one takes CAP_NET_ADMIN; as root, run: ip tuntap add {0} mode tap user $USER && ip link set {0} up; or use --net user"
+        "there is no interface {name}, and making one takes CAP_NET_ADMIN; as root, run: ip tuntap add {name} mode tap{flag} user $USER && ip link set {name} up; or use --net user"
     )]
-    MayNotMake(String),
+    MayNotMake {
+        /// The interface.
+        name: String,
+        /// What makes it with as many queues.
+        flag: &'static str,
+    },
     /// The interface belongs to someone else.
     #[error(
-        "no permission to use {0}: it belongs to another user; as root, run: ip tuntap del {0} mode tap && ip tuntap add {0} mode tap user $USER; or use --net user"
+        "no permission to use {name}: it belongs to another user; as root, run: ip tuntap del {name} mode tap && ip tuntap add {name} mode tap{flag} user $USER; or use --net user"
     )]
-    MayNotUse(String),
+    MayNotUse {
+        /// The interface.
+        name: String,
+        /// What makes it with as many queues.
+        flag: &'static str,
+    },
     /// The interface is no tap, or with another number of queues.
     #[error(
-        "{name} is no tap interface with {queues}; as root, run: ip tuntap add {name} mode tap{flag}, or give another name"
+        "{name} is no tap interface with {queues}; give another name or, if it was one, as root, run: ip tuntap del {name} mode tap; ip tuntap add {name} mode tap{flag} user $USER"
     )]
     Kind {
         /// The interface.
@@ -52,9 +67,9 @@ pub enum TapError {
     Busy(String),
     /// An inherited descriptor is neither a tap interface nor a socket.
     #[error(
-        "descriptor {0} is neither a tap interface nor a connected stream socket; pass one that is"
+        "descriptor {0} is not open, or neither a tap interface nor a connected stream socket; have whoever starts alcove pass one that is"
     )]
-    Descriptor(i32),
+    Descriptor(u32),
     /// The host refused something else.
     #[error("the host refused to {call}")]
     Host {
@@ -112,7 +127,7 @@ impl Tap {
         // SAFETY: TUNGETIFF has filled the flags.
         let flags = c_int::from(unsafe { request.ifr_ifru.ifru_flags });
         if flags & libc::IFF_TAP == 0 || flags & libc::IFF_NO_PI == 0 {
-            return Err(TapError::Descriptor(file.as_raw_fd()));
+            return Err(TapError::Descriptor(file.as_raw_fd().unsigned_abs()));
         }
         set_nonblocking(&file).map_err(host("change the descriptor"))?;
         let has_header = flags & libc::IFF_VNET_HDR != 0;
@@ -199,9 +214,16 @@ impl NetPort for Tap {
             all => all,
         };
         let count = c_int::try_from(buffers.len()).unwrap_or(c_int::MAX);
-        // SAFETY: the caller vouches for the buffers, and their number is right.
-        let sent = unsafe { libc::writev(self.file.as_raw_fd(), buffers.as_ptr(), count) };
-        if sent >= 0 { Ok(()) } else { Err(failure(io::Error::last_os_error())) }
+        loop {
+            // SAFETY: the caller vouches for the buffers, and their number is right.
+            let sent = unsafe { libc::writev(self.file.as_raw_fd(), buffers.as_ptr(), count) };
+            let error = io::Error::last_os_error();
+            match error.kind() {
+                _ if sent >= 0 => return Ok(()),
+                io::ErrorKind::Interrupted => {}
+                _ => return Err(failure(error)),
+            }
+        }
     }
 
     fn set_offloads(&mut self, offloads: Offloads) -> io::Result<()> {
@@ -241,18 +263,25 @@ impl NetPort for Tap {
 /// The buffers' memory is mapped and writable.
 unsafe fn readv(file: &File, buffers: &[iovec]) -> Result<usize, Failure> {
     let count = c_int::try_from(buffers.len()).unwrap_or(c_int::MAX);
-    // SAFETY: the caller vouches for the buffers, and their number is right.
-    let got = unsafe { libc::readv(file.as_raw_fd(), buffers.as_ptr(), count) };
-    usize::try_from(got).map_err(|_| failure(io::Error::last_os_error()))
+    loop {
+        // SAFETY: the caller vouches for the buffers, and their number is right.
+        let got = unsafe { libc::readv(file.as_raw_fd(), buffers.as_ptr(), count) };
+        let error = io::Error::last_os_error();
+        match (usize::try_from(got), error.kind()) {
+            (Ok(bytes), _) => return Ok(bytes),
+            (Err(_), io::ErrorKind::Interrupted) => {}
+            (Err(_), _) => return Err(failure(error)),
+        }
+    }
 }
 
 /// What an error of the kernel's means.
 fn failure(error: io::Error) -> Failure {
     match error.raw_os_error() {
-        Some(libc::EAGAIN | libc::EINTR | libc::ENOBUFS | libc::ENOMEM) => Failure::WouldBlock,
+        Some(libc::EAGAIN) => Failure::WouldBlock,
         // The interface is down.
         Some(libc::EIO | libc::ENETDOWN) => Failure::Down,
-        // It was deleted, or this queue is detached.
+        // It was deleted.
         Some(libc::EBADFD) => Failure::Gone(Some(error)),
         _ => Failure::Refused(error),
     }
@@ -327,18 +356,15 @@ fn set_nonblocking(file: &File) -> io::Result<()> {
 ///
 /// # Errors
 /// It is not open, or is one of the first three.
-pub(super) fn take_over(number: i32) -> Result<OwnedFd, TapError> {
-    const STDERR: i32 = 2;
+pub(super) fn take_over(number: u32) -> Result<OwnedFd, TapError> {
+    const STDERR: RawFd = 2;
+    let fd = RawFd::try_from(number).unwrap_or(-1);
     // SAFETY: the call takes no pointer.
-    if number <= STDERR || unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
-        return Err(TapError::Descriptor(number));
-    }
-    // SAFETY: the call takes no pointer.
-    if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+    if fd <= STDERR || unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
         return Err(TapError::Descriptor(number));
     }
     // SAFETY: it is open, and the user says that it is for this.
-    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 fn host(call: &'static str) -> impl Fn(io::Error) -> TapError {
@@ -348,15 +374,17 @@ fn host(call: &'static str) -> impl Fn(io::Error) -> TapError {
 /// Why the kernel refuses the interface.
 fn explain(name: &str, many: bool, existed: bool, error: io::Error) -> TapError {
     let name = name.to_owned();
+    let flag = if many { " multi_queue" } else { "" };
     match error.raw_os_error() {
-        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO | libc::EACCES) => TapError::Device(error),
-        Some(libc::EPERM) if existed => TapError::MayNotUse(name),
-        Some(libc::EPERM) => TapError::MayNotMake(name),
+        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => TapError::Missing(error),
+        Some(libc::EACCES) => TapError::Permission(error),
+        Some(libc::EPERM) if existed => TapError::MayNotUse { name, flag },
+        Some(libc::EPERM) => TapError::MayNotMake { name, flag },
         Some(libc::EBUSY) => TapError::Busy(name),
-        Some(libc::EINVAL | libc::E2BIG) if many => {
-            TapError::Kind { name, queues: "several queues", flag: " multi_queue" }
+        Some(libc::EINVAL | libc::E2BIG) => {
+            let queues = if many { "several queues" } else { "one queue" };
+            TapError::Kind { name, queues, flag }
         }
-        Some(libc::EINVAL) => TapError::Kind { name, queues: "one queue", flag: "" },
         _ => TapError::Host { call: "attach to the interface", source: error },
     }
 }

@@ -127,7 +127,7 @@ impl OpenNetwork {
         let mac = config.mac_for(name);
         let (passt, network) = match (&config.tap, config.fd) {
             (Some(tap), _) => (None, Tap::open(tap, config.queues, config.mtu)?),
-            (None, Some(fd)) => (None, net::inherited(i32::try_from(fd).unwrap_or(-1))?),
+            (None, Some(fd)) => (None, net::inherited(fd)?),
             (None, None) => {
                 let (passt, network) = Passt::start(&config.passt_options(mac))?;
                 (Some(passt), network)
@@ -264,11 +264,12 @@ impl VirtioDevice for VirtioNet {
     }
 
     fn reset(&mut self) {
+        // The threads take note as they stop.
+        self.shared.set_active_pairs(1);
+        self.shared.set_receive_offloads(0);
         for server in &self.servers {
             server.change(|pair| *pair = Pair::default());
         }
-        self.shared.set_active_pairs(1);
-        self.shared.set_receive_offloads(0);
     }
 
     fn reset_queue(&mut self, index: u16) {

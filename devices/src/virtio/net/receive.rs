@@ -5,11 +5,10 @@ use std::collections::VecDeque;
 
 use libc::iovec;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MRG_RXBUF};
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 use vm_memory::VolatileSlice;
 
-use crate::backend::net::{
-    Failure, HEADER_BYTES, HEADER_FLAGS, HEADER_NUM_BUFFERS, MAX_FRAME_BYTES, NetPort,
-};
+use crate::backend::net::{Failure, HEADER_BYTES, HEADER_NUM_BUFFERS, MAX_FRAME_BYTES, NetPort};
 use crate::virtio::chain::Chain;
 use crate::virtio::queue::Queue;
 
@@ -56,8 +55,10 @@ pub(super) struct ReceiveQueue {
     waiting: Option<Waiting>,
     /// A frame may be spread over several buffers.
     mergeable: bool,
-    /// The driver takes no flags.
-    clears_flags: bool,
+    /// The driver takes frames as on a wire only.
+    is_plain: bool,
+    /// A buffer may have more pieces than it takes descriptors.
+    indirect: bool,
 }
 
 /// A buffer that the driver gave.
@@ -124,7 +125,8 @@ impl ReceiveQueue {
             spill: vec![0; MAX_BYTES].into_boxed_slice(),
             waiting: None,
             mergeable: has(VIRTIO_NET_F_MRG_RXBUF),
-            clears_flags: !has(VIRTIO_NET_F_GUEST_CSUM),
+            is_plain: !has(VIRTIO_NET_F_GUEST_CSUM),
+            indirect: has(VIRTIO_RING_F_INDIRECT_DESC),
         }
     }
 
@@ -167,8 +169,10 @@ impl ReceiveQueue {
     /// Takes buffers until a frame of `bytes` fits, if there are so many; whether there is any room.
     /// A driver that spreads no frame over several buffers gives one for each.
     fn make_room(&mut self, bytes: usize) -> bool {
-        while self.room < bytes && (self.mergeable || self.taken.is_empty()) {
-            if self.pieces.len() >= MAX_PIECES {
+        // A driver may go on and on with buffers that are none.
+        for _ in 0..self.queue.size() {
+            let enough = self.room >= bytes || !(self.mergeable || self.taken.is_empty());
+            if enough || self.pieces.len() >= MAX_PIECES {
                 break;
             }
             let mut chain = self.spare.pop().unwrap_or_default();
@@ -192,6 +196,14 @@ impl ReceiveQueue {
         !self.taken.is_empty()
     }
 
+    /// Whether the driver can make no more room before it gets some buffers back.
+    fn is_exhausted(&self) -> bool {
+        let size = self.queue.size();
+        self.pieces.len() >= MAX_PIECES
+            || self.queue.in_flight() >= size
+            || (!self.indirect && self.pieces.len() >= usize::from(size))
+    }
+
     /// Gives the guest the frame `waiting`, once there is room for all of it.
     fn place(&mut self, waiting: Waiting) -> Received {
         let Waiting { bytes, placed } = waiting;
@@ -201,6 +213,10 @@ impl ReceiveQueue {
         }
         if bytes > placed {
             self.make_room(bytes);
+            if self.room < bytes && self.is_exhausted() {
+                self.waiting = None;
+                return Received::TooLarge;
+            }
             if self.room < bytes {
                 self.waiting = Some(waiting);
                 return Received::NoRoom;
@@ -223,8 +239,9 @@ impl ReceiveQueue {
             }
         }
         copy_to(self.pieces.rest(), HEADER_NUM_BUFFERS, &count.to_le_bytes());
-        if self.clears_flags {
-            copy_to(self.pieces.rest(), HEADER_FLAGS, &[0]);
+        if self.is_plain {
+            // Frames may have waited since a driver that wanted more.
+            copy_to(self.pieces.rest(), 0, &[0; HEADER_NUM_BUFFERS]);
         }
         let mut left = bytes;
         let used = self.taken.range_mut(..usize::from(count)).map(|taken| {

@@ -5,6 +5,7 @@
 //! one decision on an interrupt.
 
 use std::io;
+use std::num::NonZeroU64;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,7 +19,7 @@ use super::receive::{ReceiveQueue, Received};
 use super::shared::{Shared, offloads_of};
 use super::transmit::Sender;
 use crate::backend::net::{Failure, NetPort};
-use crate::rate_limit::Throttle;
+use crate::rate_limit::{Rate, Throttle};
 use crate::virtio::chain::Chain;
 use crate::virtio::desk::{Desk, Taken, Work};
 use crate::virtio::pace::Pace;
@@ -32,6 +33,16 @@ const KICK: u64 = 0;
 const PORT: u64 = 1;
 const RECEIVE_TIMER: u64 = 2;
 const SEND_TIMER: u64 = 3;
+const CONTROL_TIMER: u64 = 4;
+
+/// Commands that the control queue carries out in a second, and at once after a rest. Each may have the
+/// host's kernel wait with a lock that all its networks share.
+const CONTROL_RATE: Rate =
+    Rate { per_second: NonZeroU64::new(16).unwrap(), burst: NonZeroU64::new(64).unwrap() };
+
+/// What a port is watched for, edge by edge.
+const PORT_EVENTS: epoll::EventFlags =
+    epoll::EventFlags::IN.union(epoll::EventFlags::OUT).union(epoll::EventFlags::ET);
 
 /// The queues that a thread serves.
 #[derive(Debug, Default)]
@@ -90,9 +101,12 @@ pub(super) struct Worker {
     poll: OwnedFd,
     receive: Way,
     send: Way,
+    control: Way,
     sender: Sender,
     chain: Chain,
     attached: bool,
+    /// The interface was found down, and has not been found up since.
+    is_down: bool,
     /// The driver must make room before a frame can be received.
     starved: bool,
     pace: Pace,
@@ -116,7 +130,10 @@ impl Worker {
         let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let edges = epoll::EventFlags::IN | epoll::EventFlags::ET;
         epoll::add(&poll, kick, epoll::EventData::new_u64(KICK), edges)?;
-        for (throttle, data) in throttles.iter().zip([RECEIVE_TIMER, SEND_TIMER]) {
+        let [receive, send] = throttles;
+        let throttles = [receive, send, Some(Throttle::new(Some(CONTROL_RATE), None)?)];
+        let timers = [RECEIVE_TIMER, SEND_TIMER, CONTROL_TIMER];
+        for (throttle, data) in throttles.iter().zip(timers) {
             if let Some(throttle) = throttle {
                 // SAFETY: the timer is open for as long as it is borrowed.
                 #[expect(unsafe_code, reason = "the timer lends its descriptor by number only")]
@@ -124,16 +141,18 @@ impl Worker {
                 epoll::add(&poll, timer, epoll::EventData::new_u64(data), epoll::EventFlags::IN)?;
             }
         }
-        let [receive, send] = throttles.map(Way::new);
+        let [receive, send, control] = throttles.map(Way::new);
         let mut worker = Self {
             port,
             index,
             poll,
             receive,
             send,
+            control,
             sender: Sender::default(),
             chain: Chain::new(),
             attached: index == 0,
+            is_down: false,
             starved: false,
             pace: Pace::default(),
             offloads: None,
@@ -146,9 +165,8 @@ impl Worker {
     }
 
     fn watch_port(&mut self) -> io::Result<()> {
-        let edges = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
         let data = epoll::EventData::new_u64(PORT);
-        Ok(epoll::add(&self.poll, self.port.descriptor(), data, edges)?)
+        Ok(epoll::add(&self.poll, self.port.descriptor(), data, PORT_EVENTS)?)
     }
 
     /// The thread's life: serves what lies on `desk`.
@@ -182,12 +200,17 @@ impl Worker {
             }
             self.pace.woken();
         }
+        // A reset takes back what the driver has set.
+        self.follow_settings();
     }
 
     /// Asks the driver for kicks where it may have more; whether it has by now.
     fn arm(&self, pair: &mut Pair) -> bool {
-        let mut more = pair.control.as_mut().is_some_and(Queue::enable_kicks);
+        let mut more = false;
         // A queue that must wait for something else needs no kicks.
+        if self.control.is_open() {
+            more |= pair.control.as_mut().is_some_and(Queue::enable_kicks);
+        }
         if self.send.is_open() {
             more |= pair.transmit.as_mut().is_some_and(Queue::enable_kicks);
         }
@@ -202,7 +225,7 @@ impl Worker {
         let mut events = [epoll::Event {
             flags: epoll::EventFlags::empty(),
             data: epoll::EventData::new_u64(0),
-        }; 4];
+        }; 5];
         let count = match epoll::wait(&self.poll, &mut events, None) {
             Err(rustix::io::Errno::INTR) => return Ok(()),
             result => result?,
@@ -211,6 +234,7 @@ impl Worker {
             match event.data.u64() {
                 RECEIVE_TIMER => self.receive.timer_fired(),
                 SEND_TIMER => self.send.timer_fired(),
+                CONTROL_TIMER => self.control.timer_fired(),
                 PORT => self.port_is_ready(event.flags),
                 _ => {}
             }
@@ -225,8 +249,14 @@ impl Worker {
         }
         if flags.intersects(epoll::EventFlags::OUT | gone) {
             self.send.blocked = false;
-            if let Err(failure) = self.port.flush() {
-                self.note(&failure);
+            // What was down may be up: frames that are sent and received will tell.
+            self.receive.blocked = false;
+            if std::mem::take(&mut self.is_down) {
+                self.shared.set_link(true);
+            }
+            match self.port.flush() {
+                Ok(()) | Err(Failure::WouldBlock) => {}
+                Err(failure) => self.note(&failure),
             }
         }
     }
@@ -286,7 +316,7 @@ impl Worker {
             return;
         };
         if let Some(throttle) = &mut self.send.throttle
-            && let Ok(false) = throttle.admit(bytes)
+            && let Ok(false) = throttle.is_open()
         {
             self.send.throttle_now(metrics);
             queue.put_back(&mut self.chain);
@@ -296,6 +326,9 @@ impl Worker {
             Ok(()) => {
                 metrics.packets.add(1);
                 metrics.bytes.add(bytes);
+                if let Some(throttle) = &self.send.throttle {
+                    throttle.charge(bytes);
+                }
             }
             Err(Failure::WouldBlock) => {
                 metrics.blocked.add(1);
@@ -316,11 +349,11 @@ impl Worker {
 
     /// Receives a batch; how many frames came.
     fn receive(&mut self, receive: &mut ReceiveQueue) -> usize {
+        self.starved = false;
         if !self.attached && !receive.holds_frame() {
             return 0;
         }
         receive.queue.disable_kicks();
-        self.starved = false;
         let mut moved = 0;
         while moved < BATCH && self.receive.is_open() {
             if let Some(throttle) = &mut self.receive.throttle
@@ -366,10 +399,13 @@ impl Worker {
             }
             Received::Nothing(failure) => {
                 self.receive.blocked = true;
-                if matches!(failure, Failure::WouldBlock) {
-                    self.shared.set_link(true);
-                } else {
-                    self.note(&failure);
+                match failure {
+                    // A tap that is down says no more than that there is nothing.
+                    Failure::WouldBlock if self.is_down => {}
+                    Failure::WouldBlock => {
+                        self.shared.set_link(true);
+                    }
+                    failure => self.note(&failure),
                 }
                 return false;
             }
@@ -378,11 +414,19 @@ impl Worker {
     }
 
     /// Tells what has happened to the network, the driver too.
-    fn note(&self, failure: &Failure) {
+    fn note(&mut self, failure: &Failure) {
         let is_link = matches!(failure, Failure::Down | Failure::Gone(_));
-        let changed = is_link && self.shared.set_link(false);
-        let others = if is_link { changed.then_some(0) } else { self.shared.may_complain() };
-        if let Some(others) = others {
+        let is_news = !is_link || self.shared.set_link(false);
+        if matches!(failure, Failure::Down) && self.attached && !self.is_down {
+            self.is_down = true;
+            // Has the kernel tell when it is up: it does for who has looked while it was down.
+            let data = epoll::EventData::new_u64(PORT);
+            let watched = epoll::modify(&self.poll, self.port.descriptor(), data, PORT_EVENTS);
+            if let Err(error) = watched {
+                tracing::debug!(net = self.shared.name, %error, "the interface is not watched");
+            }
+        }
+        if let Some(others) = is_news.then(|| self.shared.may_complain()).flatten() {
             tracing::warn!(net = self.shared.name, others, "{failure}");
         }
     }
@@ -391,7 +435,14 @@ impl Worker {
     fn serve_control(&mut self, queue: &mut Queue) -> usize {
         queue.disable_kicks();
         let mut room = BATCH;
-        while room > 0 && queue.pop(&mut self.chain) {
+        while room > 0 && self.control.is_open() && queue.pop(&mut self.chain) {
+            if let Some(throttle) = &mut self.control.throttle
+                && let Ok(false) = throttle.admit(0)
+            {
+                self.control.throttled = true;
+                queue.put_back(&mut self.chain);
+                break;
+            }
             room -= 1;
             let shared = &self.shared;
             let features = shared.features.load(Ordering::Relaxed);

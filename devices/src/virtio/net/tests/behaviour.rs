@@ -266,6 +266,61 @@ fn rates_hold_both_ways() {
     assert!(guest.metrics.received.throttled.get() > 0);
 }
 
+#[test]
+fn a_frame_that_no_buffers_could_hold_is_dropped() {
+    // All that the driver can offer is less than the frame.
+    let mut guest = Guest::new(1, MERGEABLE, |_| {});
+    for _ in 0..64 {
+        guest.offer(RECEIVE, &[(&[], 100)]);
+    }
+    guest.kick(RECEIVE);
+    guest.deliver(&frame(9000));
+    guest.deliver(&frame(60));
+
+    assert_eq!(guest.wait(RECEIVE, 1), [72]);
+    assert_eq!(guest.metrics.received.too_large.get(), 1);
+}
+
+#[test]
+fn pairs_out_of_use_neither_spin_nor_keep_their_queue() {
+    let mut guest = Guest::new(2, CONTROL | MQ | EVENT_IDX, |_| {});
+    let attached = |guest: &Guest| guest.seen[1].lock().unwrap().attached.last().copied();
+    assert_eq!(guest.command(4, PAIRS_SET, &2u16.to_le_bytes()), 0);
+    wait_until("the second queue is attached", || attached(&guest) == Some(true));
+    // It finds no room, and is detached; room that comes then is not its concern.
+    guest.offer(2, &[(&[], 100)]);
+    guest.kick(2);
+    assert_eq!(guest.command(4, PAIRS_SET, &1u16.to_le_bytes()), 0);
+    wait_until("the second queue is detached", || attached(&guest) == Some(false));
+    guest.offer(2, &[(&[], 100)]);
+    guest.kick(2);
+    std::thread::sleep(A_WHILE);
+    let before = cpu_time();
+    std::thread::sleep(4 * A_WHILE);
+    assert!(cpu_time() - before < A_WHILE, "a thread spins");
+
+    assert_eq!(guest.command(4, PAIRS_SET, &2u16.to_le_bytes()), 0);
+    wait_until("the second queue is attached", || attached(&guest) == Some(true));
+    guest.driver.reset();
+    wait_until("a reset detaches it", || attached(&guest) == Some(false));
+}
+
+/// What this process has spent so far.
+fn cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+#[test]
+fn commands_are_carried_out_at_a_rate() {
+    let mut guest = Guest::new(2, CONTROL | MQ, |_| {});
+    let start = Instant::now();
+    for count in 0..72u16 {
+        assert_eq!(guest.command(4, PAIRS_SET, &(count % 2 + 1).to_le_bytes()), 0);
+    }
+    assert!(start.elapsed() > Duration::from_millis(300), "{:?}", start.elapsed());
+}
+
 const CONTROL: u64 = 1 << VIRTIO_NET_F_CTRL_VQ;
 const MQ: u64 = 1 << VIRTIO_NET_F_MQ;
 const PAIRS_SET: [u8; 2] = [4, 0];

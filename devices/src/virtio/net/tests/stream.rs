@@ -22,7 +22,7 @@ fn guest_on_a_socket() -> (Guest, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     ours.set_nonblocking(true).unwrap();
     theirs.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    let network = Stream::network(ours.into(), Some(1500));
+    let network = Stream::new(ours.into()).into_network(Some(1500));
     (Guest::on(network, Vec::new(), 0, |_| {}), theirs)
 }
 
