@@ -13,6 +13,7 @@ mod cpio;
 mod cpus;
 mod disk;
 mod host;
+mod hostile;
 mod lab;
 mod net;
 mod pause;
@@ -105,6 +106,8 @@ const TESTS: &[Test] = tests![
     disk::what_linux_writes_is_what_the_host_finds[Kvm, Guest, FileSystemTools],
     disk::what_was_synced_survives_a_kill[Kvm, Guest, FileSystemTools],
     disk::without_an_entropy_device_there_is_none[Kvm],
+    hostile::registers_and_rings_of_garbage_harm_nobody[Kvm],
+    hostile::two_cpus_that_race_the_devices_harm_nobody[Kvm, Root, NetworkTools],
     net::a_flood_into_a_guest_that_reads_nothing_is_survived[Kvm, Guest, Root, NetworkTools],
     net::a_guest_and_its_host_talk_over_a_tap[Kvm, Guest, Root, NetworkTools],
     net::a_plain_user_has_a_network_without_any_right[Kvm, Guest, Root, NetworkTools],

@@ -26,19 +26,19 @@ const BENCH_PORT: &str = "5000";
 const END_PORT: u16 = 5001;
 
 /// A host without a network, but for what the test makes: this thread, and what it starts, is there.
-struct Host {
+pub struct Host {
     bench: Option<Child>,
 }
 
 impl Host {
-    fn enter() -> Self {
+    pub fn enter() -> Self {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
         ip("link set lo up");
         Self { bench: None }
     }
 
     /// A tap interface with `address` that is up.
-    fn tap(&self, name: &str, address: &str, flags: &str) {
+    pub fn tap(&self, name: &str, address: &str, flags: &str) {
         ip(&format!("tuntap add {name} mode tap {flags}"));
         if !address.is_empty() {
             ip(&format!("addr add {address} dev {name}"));
@@ -476,7 +476,8 @@ pub fn a_flood_into_a_guest_that_reads_nothing_is_survived() {
     guest.expect(42);
 }
 
-fn resident_kib(process: u32) -> u64 {
+/// The memory of a process that is in RAM.
+pub fn resident_kib(process: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
