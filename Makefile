@@ -40,6 +40,14 @@ static: ## compile a release build without shared libraries
 start-up: guest lab static ## measure a start in the lab: time to the first output and to init, memory
 	scripts/start-up.sh
 
+.PHONY: fuzz
+fuzz: run-packages ## run each fuzz target for a minute; scripts/fuzz.sh takes the seconds and targets
+	scripts/fuzz.sh
+
+.PHONY: soak
+soak: guest lab ## let hostile guests attack their devices 20 million times, here and in the lab
+	scripts/soak.sh
+
 .PHONY: guest
 guest: run-packages ## build the guest's kernel and initramfs into target/guest
 	scripts/guest.sh

@@ -13,6 +13,8 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod event_loop;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod host;
 pub mod irq;
 pub mod log;

@@ -8,6 +8,8 @@
 pub mod backend;
 pub mod bus;
 pub mod event;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod interrupt;
 pub mod legacy;
 pub mod metrics;

@@ -61,7 +61,8 @@ fn read(path: &Path) -> Result<String, FileError> {
     Ok(text)
 }
 
-fn parse_toml(text: &str) -> Result<VmConfig, String> {
+/// Reads settings in TOML; what is wrong in one line.
+pub(crate) fn parse_toml(text: &str) -> Result<VmConfig, String> {
     toml::from_str(text).map_err(|e| {
         let line = e.span().map(|span| line_of(text, span.start));
         let place = line.map(|line| format!("line {line}: ")).unwrap_or_default();
@@ -69,7 +70,8 @@ fn parse_toml(text: &str) -> Result<VmConfig, String> {
     })
 }
 
-fn parse_json(text: &str) -> Result<VmConfig, String> {
+/// Reads settings in JSON; what is wrong in one line.
+pub(crate) fn parse_json(text: &str) -> Result<VmConfig, String> {
     serde_json::from_str(text).map_err(|e| with_nearest(&e.to_string()))
 }
 

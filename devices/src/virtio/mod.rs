@@ -9,6 +9,8 @@ pub mod chain;
 mod conformance;
 mod desk;
 pub mod device;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 pub mod net;
 mod pace;
 pub mod queue;

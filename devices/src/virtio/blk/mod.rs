@@ -331,5 +331,30 @@ fn config_space(config: &DiskConfig, geometry: &Geometry, offers: Offers) -> [u8
     space
 }
 
+/// What holds of a request that is carried out, whatever is in `chain`.
+///
+/// # Panics
+/// It does not hold.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn check_request(chain: &mut super::chain::Chain, flush: bool, ranges: bool) {
+    use request::{Kind, MAX_REQUEST_BYTES};
+    let Ok(command) = request::parse(chain, Offers { flush, ranges }) else { return };
+    assert_eq!(command.offset % SECTOR_BYTES, 0, "{command:?}");
+    assert_eq!(command.len % SECTOR_BYTES, 0, "{command:?}");
+    let (readable, writable) = (chain.readable_bytes(), chain.writable_bytes());
+    match command.kind {
+        Kind::Read => assert_eq!((readable, writable), (0, command.len)),
+        Kind::Write => assert_eq!((readable, writable), (command.len, 0)),
+        Kind::Flush => assert!(flush),
+        Kind::GetId => {}
+        Kind::Discard | Kind::WriteZeroes { .. } => assert!(ranges && readable == 0),
+    }
+    let most = match command.kind {
+        Kind::Discard => u64::from(MAX_DISCARD_SECTORS) * SECTOR_BYTES,
+        _ => MAX_REQUEST_BYTES,
+    };
+    assert!(command.len <= most, "{command:?}");
+}
+
 #[cfg(test)]
 mod tests;
