@@ -1,31 +1,20 @@
 //! What a file system holds after alcove was killed under it.
 
 use std::collections::hash_map::RandomState;
-use std::fs;
 use std::hash::{BuildHasher, Hasher};
 use std::io::{ErrorKind, Read};
 use std::path::Path;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
-
 use super::{Images, MIB, disk, read_file};
 use crate::alcove::{initramfs, patience, script_command};
-use crate::host::has_hardware_kvm;
 
 /// The guest names each file once fsync has returned for it; what it named has to be there after
 /// alcove was killed, whatever it was doing.
-///
-/// Where a boot takes longer than all else, a guest goes through several of the moments. At all but
-/// its last one alcove is stopped instead of killed, and goes on once the image was copied: a stopped
-/// alcove has written what a killed one has, and no more.
 #[expect(clippy::print_stdout, reason = "shown when the test fails")]
 pub fn what_was_synced_survives_a_kill() {
     const MOMENTS: u64 = 10;
-    let moments_a_boot = if has_hardware_kvm() { 1 } else { 5 };
     let seed = RandomState::new().build_hasher().finish();
     println!("the moments come from seed {seed:#x}");
     let mut random = seed | 1;
@@ -39,26 +28,16 @@ pub fn what_was_synced_survives_a_kill() {
                       rm -f /tmp/$((n - 50))
                   done";
     let initramfs = initramfs(script, &[]);
-    for _ in 0..MOMENTS / moments_a_boot {
+    for _ in 0..MOMENTS {
+        // xorshift
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
         let image = images.ext4("running.ext4", 64 * MIB, None);
         let arguments = ["--memory", "64M", "--disk", &disk(&image, "")];
         let mut guest = Journaling::boot(script_command(&initramfs, &arguments));
-        for moment in 1..=moments_a_boot {
-            // xorshift
-            random ^= random << 13;
-            random ^= random >> 7;
-            random ^= random << 17;
-            std::thread::sleep(Duration::from_millis(100 + random % 2000));
-            if moment == moments_a_boot {
-                assert_synced(&image, &guest.kill());
-            } else {
-                let copy = images.path("stopped.ext4");
-                let synced = guest.stop();
-                fs::copy(&image, &copy).unwrap();
-                guest.go_on();
-                assert_synced(&copy, &synced);
-            }
-        }
+        std::thread::sleep(Duration::from_millis(100 + random % 2000));
+        assert_synced(&image, &guest.kill());
     }
 }
 
@@ -114,29 +93,11 @@ impl Journaling {
         numbers.map(|number| number.parse().unwrap()).collect()
     }
 
-    /// Stops alcove where it is; the files that were named by then.
-    fn stop(&mut self) -> Vec<u64> {
-        let process = self.process();
-        kill(process, Signal::SIGSTOP).unwrap();
-        // All its threads have stopped when this returns.
-        let state = waitpid(process, Some(WaitPidFlag::WUNTRACED)).unwrap();
-        assert_eq!(state, WaitStatus::Stopped(process, Signal::SIGSTOP));
-        self.synced()
-    }
-
-    fn go_on(&self) {
-        kill(self.process(), Signal::SIGCONT).unwrap();
-    }
-
     /// Kills alcove; the files that were named by then.
     fn kill(&mut self) -> Vec<u64> {
         self.alcove.kill().unwrap();
         self.alcove.wait().unwrap();
         self.synced()
-    }
-
-    fn process(&self) -> Pid {
-        Pid::from_raw(self.alcove.id() as i32)
     }
 }
 
