@@ -27,22 +27,24 @@ pub fn linux_finds_its_cpus() {
 }
 
 pub fn a_storm_of_interrupts_leaves_two_cpus_consistent() {
-    storm(2);
+    storm(2, A_WHILE);
 }
 
 pub fn a_storm_of_interrupts_leaves_three_cpus_consistent() {
-    storm(3);
+    storm(3, A_WHILE);
 }
 
 pub fn a_storm_of_interrupts_leaves_four_cpus_consistent() {
-    storm(4);
+    storm(4, A_MINUTE);
 }
 
-/// Raises a storm between `cpus` vCPUs: for a minute, or for a few seconds where guest kernels are
-/// interpreted.
+/// Seconds of a storm.
+const A_WHILE: u32 = 10;
+const A_MINUTE: u32 = 60;
+
+/// Raises a storm between `cpus` vCPUs.
 #[track_caller]
-fn storm(cpus: u32) {
-    let seconds = if has_hardware_kvm() { 60 } else { 10 };
+fn storm(cpus: u32, seconds: u32) {
     let program = std::fs::read(guest_file("programs/storm")).unwrap();
     let files = [("bin/storm", program)];
     let script = format!("bin/storm {seconds} && exit 42");

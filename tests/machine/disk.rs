@@ -223,8 +223,9 @@ pub fn sixteen_disks_have_sixteen_names() {
     let script = "n=0
                   for name in a b c d e f g h i j k l m n o p; do
                       n=$((n + 1))
-                      [ $(cat /sys/block/vd$name/size) = $((n * 2048)) ] || exit $n
-                      [ $(cat /sys/block/vd$name/serial) = number-$n ] || exit $((n + 100))
+                      read size </sys/block/vd$name/size; [ $size = $((n * 2048)) ] || exit $n
+                      read serial </sys/block/vd$name/serial
+                      [ $serial = number-$n ] || exit $((n + 100))
                   done
                   exit 42";
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();

@@ -88,7 +88,7 @@ fn pings(address: &str) -> bool {
 
 /// How much goes over TCP each way, in bytes: a guest that is interpreted copies slowly.
 fn stream_bytes() -> u64 {
-    if has_hardware_kvm() { 64 << 20 } else { 1 << 20 }
+    if has_hardware_kvm() { 64 << 20 } else { 1 << 18 }
 }
 
 fn netbench() -> (&'static str, Vec<u8>) {
