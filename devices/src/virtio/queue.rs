@@ -1,7 +1,6 @@
 //! A split virtqueue (virtio 1.2 §2.7) as a device uses it.
 //!
-//! The rings are those of the `virtio-queue` crate, which checks how far the driver may have moved
-//! and knows the arithmetic of VIRTIO_F_EVENT_IDX. On top of it:
+//! Besides what the specification asks for:
 //! - a chain is checked whole before the device sees it ([`Chain`]); the crate's iterator ends a
 //!   bad chain without a word;
 //! - several chains can be used at one stroke ([`Queue::push_together`]);
@@ -21,24 +20,17 @@ use std::sync::atomic::{Ordering, fence};
 use virtio_bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VRING_AVAIL_ALIGN_SIZE,
     VRING_AVAIL_F_NO_INTERRUPT, VRING_DESC_ALIGN_SIZE, VRING_USED_ALIGN_SIZE,
+    VRING_USED_F_NO_NOTIFY,
 };
-use virtio_queue::{Queue as Ring, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::chain::{Chain, ChainError, ChainRules};
 use super::device::{Memory, QueueSlot, Signals};
+use super::rings::{AVAIL_ENTRY_BYTES, META_BYTES, Rings, USED_ENTRY_BYTES};
 
-/// Bytes of the rings beside their entries: flags, idx and the event index (§2.7).
-const RING_META_BYTES: usize = 6;
-/// Bytes of an entry of the available ring.
-const AVAIL_ENTRY_BYTES: usize = 2;
-/// Bytes of an entry of the used ring.
-const USED_ENTRY_BYTES: usize = 8;
-/// Where the index lies in a ring.
-const RING_IDX: u64 = 2;
-/// Where the entries begin in a ring.
-const RING_ENTRIES: u64 = 4;
+/// What the device may say in the used ring's flags (§2.7.10).
+const NO_NOTIFY: u16 = VRING_USED_F_NO_NOTIFY as u16;
 
 /// How a driver set a queue up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,8 +57,8 @@ impl QueueSetup {
         }
         let entries = usize::from(size);
         let desc_bytes = entries * VRING_DESC_ALIGN_SIZE as usize;
-        let avail_bytes = entries * AVAIL_ENTRY_BYTES + RING_META_BYTES;
-        let used_bytes = entries * USED_ENTRY_BYTES + RING_META_BYTES;
+        let avail_bytes = entries * AVAIL_ENTRY_BYTES + META_BYTES;
+        let used_bytes = entries * USED_ENTRY_BYTES + META_BYTES;
         for (part, address, align, bytes) in [
             ("descriptor table", desc_table, VRING_DESC_ALIGN_SIZE, desc_bytes),
             ("available ring", avail_ring, VRING_AVAIL_ALIGN_SIZE, avail_bytes),
@@ -118,23 +110,21 @@ pub enum QueueError {
 /// Why a queue stopped working.
 #[derive(Debug, thiserror::Error)]
 enum RingError {
-    #[error("the rings cannot be used: {0}")]
-    Ring(virtio_queue::Error),
+    #[error("the available ring moved by {moved}, past its {size} entries")]
+    Jump { moved: u16, size: u16 },
     #[error("the available ring names descriptor {head} of {size}")]
     Head { head: u16, size: u16 },
     #[error("more chains are in flight than the {size} entries allow")]
     InFlight { size: u16 },
-    #[error("the available ring cannot be read")]
-    Avail,
-    #[error("the used ring cannot be written")]
-    Used,
 }
 
 /// A queue that a driver set up and that is ready for use.
 #[derive(Debug)]
 pub struct Queue {
     index: u16,
-    ring: Ring,
+    rings: Rings,
+    /// VIRTIO_F_EVENT_IDX was negotiated.
+    event_idx: bool,
     rules: ChainRules,
     memory: Memory,
     signals: Arc<Signals>,
@@ -143,6 +133,8 @@ pub struct Queue {
     error_status: Option<u8>,
     /// Chains that were popped and not pushed.
     in_flight: u16,
+    /// The available ring's index as far as chains were taken.
+    next_avail: u16,
     /// The used ring's index.
     next_used: u16,
     /// What it was at the last decision on an interrupt.
@@ -166,8 +158,9 @@ impl Queue {
         signals: Arc<Signals>,
     ) -> Result<Self, QueueError> {
         setup.check(slot.max_size, &memory)?;
-        let ring = ring(setup, slot.max_size, has(features, VIRTIO_RING_F_EVENT_IDX))
-            .map_err(|_| QueueError::Size { size: setup.size, max_size: slot.max_size })?;
+        let QueueSetup { size, avail_ring, used_ring, .. } = setup;
+        let outside = QueueError::OutsideMemory { part: "used ring", address: used_ring };
+        let rings = Rings::new(&memory, avail_ring, used_ring, size).ok_or(outside)?;
         let rules = ChainRules {
             table: GuestAddress(setup.desc_table),
             entries: setup.size,
@@ -176,13 +169,15 @@ impl Queue {
         };
         Ok(Self {
             index,
-            ring,
+            rings,
+            event_idx: has(features, VIRTIO_RING_F_EVENT_IDX),
             rules,
             memory,
             signals,
             kick: slot.kick.clone(),
             error_status: None,
             in_flight: 0,
+            next_avail: 0,
             next_used: 0,
             next_used_then: 0,
             broken: false,
@@ -261,28 +256,13 @@ impl Queue {
             if self.broken {
                 continue;
             }
-            if self.write_used(next_used, head, written).is_err() {
-                self.fail(&RingError::Used);
-                return;
-            }
+            self.rings.write_used(next_used, head, written);
             next_used = next_used.wrapping_add(1);
         }
-        if next_used == self.next_used || self.broken {
-            return;
+        if next_used != self.next_used {
+            self.next_used = next_used;
+            self.rings.set_used_index(next_used);
         }
-        self.next_used = next_used;
-        let index = GuestAddress(self.ring.used_ring() + RING_IDX);
-        if self.memory.store(next_used.to_le(), index, Ordering::Release).is_err() {
-            self.fail(&RingError::Used);
-        }
-    }
-
-    /// Writes the entry of the used ring that `index` stands for.
-    fn write_used(&self, index: u16, head: u16, written: u32) -> Result<(), RingError> {
-        let entry = u64::from(index % self.rules.entries) * USED_ENTRY_BYTES as u64;
-        let address = GuestAddress(self.ring.used_ring() + RING_ENTRIES + entry);
-        let bytes = u64::from(head) | u64::from(written) << u32::BITS;
-        self.memory.write_obj(bytes.to_le(), address).map_err(|_| RingError::Used)
     }
 
     /// Undoes the last [`Queue::pop`]: the request waits in the queue again, and `chain` is empty.
@@ -290,7 +270,7 @@ impl Queue {
     pub fn put_back(&mut self, chain: &mut Chain) {
         if chain.release().is_some() {
             self.in_flight = self.in_flight.saturating_sub(1);
-            self.ring.go_to_previous_position();
+            self.next_avail = self.next_avail.wrapping_sub(1);
         }
     }
 
@@ -300,20 +280,16 @@ impl Queue {
         if self.next_used_then == self.next_used || self.broken {
             return;
         }
-        match self.wants_interrupt() {
-            Ok(true) => self.signals.queue_used(self.index),
-            Ok(false) => {}
-            Err(error) => self.fail(&error),
+        if self.wants_interrupt() {
+            self.signals.queue_used(self.index);
         }
     }
 
     /// Asks the driver not to kick while the queue is served anyway; it may still.
     pub fn disable_kicks(&mut self) {
-        if self.broken {
-            return;
-        }
-        if let Err(error) = self.ring.disable_notification(self.memory.as_ref()) {
-            self.fail(&RingError::Ring(error));
+        // With VIRTIO_F_EVENT_IDX it does not unless it was asked to.
+        if !self.event_idx && !self.broken {
+            self.rings.set_used_flags(NO_NOTIFY);
         }
     }
 
@@ -323,13 +299,14 @@ impl Queue {
         if self.broken {
             return false;
         }
-        match self.ring.enable_notification(self.memory.as_ref()) {
-            Ok(more) => more,
-            Err(error) => {
-                self.fail(&RingError::Ring(error));
-                false
-            }
+        if self.event_idx {
+            self.rings.set_avail_event(self.next_avail);
+        } else {
+            self.rings.set_used_flags(0);
         }
+        // The driver sees this wish before its next index is looked at here, or that index is seen.
+        fence(Ordering::SeqCst);
+        self.rings.avail_index() != self.next_avail
     }
 
     /// How many chains are out of the queue; at most [`Queue::size`].
@@ -351,18 +328,22 @@ impl Queue {
         if self.broken {
             return Ok(None);
         }
-        let memory = self.memory.as_ref();
-        let mut available = self.ring.iter(memory).map_err(RingError::Ring)?;
-        let Some(head) = available.next().map(|chain| chain.head_index()) else {
-            return Ok(None);
-        };
         let size = self.rules.entries;
+        let moved = self.rings.avail_index().wrapping_sub(self.next_avail);
+        if moved == 0 {
+            return Ok(None);
+        }
+        if moved > size {
+            return Err(RingError::Jump { moved, size });
+        }
+        let head = self.rings.avail_head(self.next_avail);
         if head >= size {
             return Err(RingError::Head { head, size });
         }
         if self.in_flight >= size {
             return Err(RingError::InFlight { size });
         }
+        self.next_avail = self.next_avail.wrapping_add(1);
         Ok(Some(head))
     }
 
@@ -379,25 +360,16 @@ impl Queue {
 
     /// Whether the driver wants an interrupt for what was pushed since the last call (§2.7.7,
     /// §2.7.10).
-    fn wants_interrupt(&mut self) -> Result<bool, RingError> {
+    fn wants_interrupt(&mut self) -> bool {
         let pushed = self.next_used.wrapping_sub(self.next_used_then);
         self.next_used_then = self.next_used;
         // The driver sees the used ring's index before its wish is read here, or its wish is seen.
         fence(Ordering::SeqCst);
-        if !self.ring.event_idx_enabled() {
-            return Ok(u32::from(self.load(0)?) & VRING_AVAIL_F_NO_INTERRUPT == 0);
+        if !self.event_idx {
+            return u32::from(self.rings.avail_flags()) & VRING_AVAIL_F_NO_INTERRUPT == 0;
         }
-        let used_event =
-            self.load(RING_ENTRIES + (AVAIL_ENTRY_BYTES * usize::from(self.size())) as u64)?;
-        Ok(self.next_used.wrapping_sub(used_event).wrapping_sub(1) < pushed)
-    }
-
-    /// The two bytes at `offset` in the available ring.
-    fn load(&self, offset: u64) -> Result<u16, RingError> {
-        let address = GuestAddress(self.ring.avail_ring() + offset);
-        let value: u16 =
-            self.memory.load(address, Ordering::Relaxed).map_err(|_| RingError::Avail)?;
-        Ok(u16::from_le(value))
+        let past_event = self.next_used.wrapping_sub(self.rings.used_event()).wrapping_sub(1);
+        past_event < pushed
     }
 
     fn fail(&mut self, error: &RingError) {
@@ -412,17 +384,6 @@ impl Queue {
 /// Whether `features` have bit `number`.
 fn has(features: u64, number: u32) -> bool {
     features >> number & 1 != 0
-}
-
-fn ring(setup: QueueSetup, max_size: u16, event_idx: bool) -> Result<Ring, virtio_queue::Error> {
-    let mut ring = Ring::new(max_size)?;
-    ring.try_set_size(setup.size)?;
-    ring.try_set_desc_table_address(GuestAddress(setup.desc_table))?;
-    ring.try_set_avail_ring_address(GuestAddress(setup.avail_ring))?;
-    ring.try_set_used_ring_address(GuestAddress(setup.used_ring))?;
-    ring.set_event_idx(event_idx);
-    ring.set_ready(true);
-    Ok(ring)
 }
 
 #[cfg(test)]
