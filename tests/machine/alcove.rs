@@ -2,7 +2,8 @@
 
 use std::ffi::OsStr;
 use std::io::Read;
-use std::os::unix::process::ExitStatusExt;
+use std::os::fd::AsRawFd;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -55,6 +56,24 @@ pub fn alcove<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Comman
         .stderr(Stdio::piped())
         .env_remove("RUST_BACKTRACE");
     command
+}
+
+/// Adds `--net fd=N` for `network`, which the child inherits.
+pub fn give_network(command: &mut Command, network: &impl AsRawFd) {
+    const FD: i32 = 17;
+    command.args(["--net", &format!("fd={FD}")]);
+    let raw = network.as_raw_fd();
+    let give = move || {
+        // SAFETY: both are numbers of descriptors.
+        #[expect(unsafe_code, reason = "dup2")]
+        let given = unsafe { libc::dup2(raw, FD) };
+        if given == FD { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    };
+    // SAFETY: dup2 may be called between fork and exec.
+    #[expect(unsafe_code, reason = "pre_exec")]
+    unsafe {
+        command.pre_exec(give);
+    }
 }
 
 /// Runs `command` to its end and kills it when that does not come.

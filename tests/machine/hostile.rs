@@ -8,16 +8,15 @@ mod program;
 
 use std::fs;
 use std::io::{Read, Write};
-use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use crate::alcove::give_network;
 use crate::bare_metal;
 use crate::host::has_hardware_kvm;
 use crate::net::{Host, resident_kib};
@@ -136,7 +135,7 @@ impl Attack {
         command.args(["--disk", &format!("{good},sync=off")]);
         match &self.net {
             Net::Tap(name) => drop(command.args(["--net", &format!("tap={name}")])),
-            Net::Socket(socket) => inherit(&mut command, socket),
+            Net::Socket(socket) => give_network(&mut command, socket),
         }
         command.stdin(Stdio::piped());
         let child = command.spawn().unwrap();
@@ -169,24 +168,6 @@ fn assert_good(image: &[u8]) {
         written += u32::from(is_right);
     }
     assert!(written > 0, "the good disk was never written");
-}
-
-/// Adds `--net fd=N` for `socket`, which the child inherits.
-fn inherit(command: &mut Command, socket: &UnixStream) {
-    const FD: i32 = 18;
-    command.args(["--net", &format!("fd={FD}")]);
-    let raw = socket.as_raw_fd();
-    let give = move || {
-        // SAFETY: both are numbers of descriptors.
-        #[expect(unsafe_code, reason = "dup2")]
-        let given = unsafe { libc::dup2(raw, FD) };
-        if given == FD { Ok(()) } else { Err(std::io::Error::last_os_error()) }
-    };
-    // SAFETY: dup2 may be called between fork and exec.
-    #[expect(unsafe_code, reason = "pre_exec")]
-    unsafe {
-        command.pre_exec(give);
-    }
 }
 
 /// A guest at its attack; killed when dropped.

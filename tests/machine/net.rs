@@ -15,7 +15,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use tempfile::TempDir;
 
-use crate::alcove::{alcove, binary, finish, initramfs, patience, script_command};
+use crate::alcove::{alcove, binary, finish, give_network, initramfs, patience, script_command};
 use crate::bad_input::assert_refused;
 use crate::bare_metal;
 use crate::host::{guest_file, has_hardware_kvm};
@@ -292,25 +292,13 @@ pub fn two_guests_talk_on_a_bridge() {
 /// An interface that was opened by whoever starts alcove, for a guest in a jail, which has no network of
 /// its own.
 pub fn an_inherited_interface_is_a_network() {
-    const FD: i32 = 17;
     let host = Host::enter();
     host.tap("tap0", "10.9.0.1/24", "vnet_hdr");
     let tap = open_tap("tap0");
     let script = with_address("ping -c 2 10.9.0.1 && exit 42");
     let image = initramfs(&script, &[]);
-    let mut command = script_command(&image, &["--jail", "--net", &format!("fd={FD}")]);
-    let raw = tap.as_raw_fd();
-    let give = move || {
-        // SAFETY: both are numbers of descriptors.
-        #[expect(unsafe_code, reason = "dup2")]
-        let given = unsafe { libc::dup2(raw, FD) };
-        if given == FD { Ok(()) } else { Err(std::io::Error::last_os_error()) }
-    };
-    // SAFETY: dup2 may be called between fork and exec.
-    #[expect(unsafe_code, reason = "pre_exec")]
-    unsafe {
-        command.pre_exec(give);
-    }
+    let mut command = script_command(&image, &["--jail"]);
+    give_network(&mut command, &tap);
 
     finish(command).expect(42);
 }

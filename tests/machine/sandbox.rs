@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -16,11 +17,11 @@ use nix::sys::stat::{Mode, SFlag, mknod};
 use nix::unistd::{Gid, Pid, Uid, setgid, setgroups, setuid};
 use tempfile::{NamedTempFile, TempDir};
 
-use crate::alcove::{Finished, finish, guest_command, patience, wait};
+use crate::alcove::{Finished, finish, give_network, guest_command, patience, wait};
 use crate::bare_metal::{command, kernel, spin};
 
 /// The threads that a guest of these tests has, by their names: all kinds there are.
-const THREADS: [&str; 3] = ["main", "vcpu0", "vda-q0"];
+const THREADS: [&str; 4] = ["main", "vcpu0", "vda-q0", "net0-q0"];
 /// What each of them tries, and the system call that is refused for it.
 const ATTEMPTS: [(&str, &str); 11] = [
     ("open", "openat"),
@@ -56,6 +57,8 @@ fn attempt(thread: &str, what: &str, without: &str) -> Finished {
     let (guest, image) = (idle_kernel(), image());
     let mut command = command(&guest, &["--timeout", "1ms", "--disk"]);
     command.arg(image.path());
+    let (_peer, network) = UnixStream::pair().unwrap();
+    give_network(&mut command, &network);
     command.env("ALCOVE_TEST_ATTEMPT", format!("{thread}:{what}"));
     command.env("ALCOVE_TEST_WITHOUT", without);
     finish(command)
