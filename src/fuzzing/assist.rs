@@ -146,7 +146,9 @@ impl Cpu for Vcpu {
     }
 
     fn set_segment_base(&mut self, segment: Segment, base: u64) -> Result<(), Stop> {
-        let extended = (base.cast_signed() << 16) >> 16;
+        // With CR4.LA57 addresses are wider (Intel SDM vol. 1 §3.3.7.1).
+        let unused = if self.cr4 >> 12 & 1 == 0 { 64 - 48 } else { 64 - 57 };
+        let extended = (base.cast_signed() << unused) >> unused;
         assert_eq!(base.cast_signed(), extended, "a base that is not canonical");
         match segment {
             Segment::Fs => self.bases[0] = base,
