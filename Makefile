@@ -40,6 +40,11 @@ static: ## compile a release build without shared libraries
 start-up: guest lab static ## measure a start in the lab: time to the first output and to init, memory
 	scripts/start-up.sh
 
+.PHONY: bench
+bench: guest lab static ## measure it all in the lab, and say what changed since the last time
+	scripts/bench.sh
+	@echo 'bench: cargo bench --workspace runs the micro-benchmarks'
+
 .PHONY: fuzz
 fuzz: run-packages ## run each fuzz target for a minute; scripts/fuzz.sh takes the seconds and targets
 	scripts/fuzz.sh

@@ -8,6 +8,7 @@ use devices::virtio::blk::DiskConfig;
 use devices::virtio::net::NetConfig;
 use devices::virtio::rng::RngConfig;
 
+use crate::bench::{CaseName, Peer};
 use crate::config::{
     AssistMode, ByteSize, CpuConfig, MemoryConfig, SandboxConfig, SandboxMode, Span, VmConfig,
     keyvalue,
@@ -31,6 +32,8 @@ pub struct Cli {
 pub enum Command {
     /// Launch a guest and stay until it ends.
     Run(Box<RunArgs>),
+    /// Measure what guests cost here, or compare two measurements.
+    Bench(Box<BenchArgs>),
     /// Tell what this host offers to guests, and what to do about what is missing.
     Doctor,
     /// Print a completion script for a shell.
@@ -133,6 +136,90 @@ impl SandboxArgs {
         override_optional(&mut config.memory_max, self.memory_max);
     }
 }
+
+/// The flags of `alcove bench`.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, after_long_help = BENCH_HELP)]
+pub struct BenchArgs {
+    /// What else to do.
+    #[command(subcommand)]
+    pub command: Option<BenchCommand>,
+    /// What to measure [default: all]
+    #[arg(value_name = "CASE", value_enum)]
+    pub cases: Vec<CaseName>,
+    /// Folder with vmlinux, initramfs.cpio and programs/, as `make guest` leaves them
+    #[arg(long, value_name = "DIR", default_value = "target/guest")]
+    pub guest: PathBuf,
+    /// Another kernel
+    #[arg(short, long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Another initial RAM disk
+    #[arg(short, long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// How the line begins that the guest's first process prints
+    #[arg(long, value_name = "TEXT", default_value = "alcove-guest: init")]
+    pub marker: String,
+    /// Runs for the figures
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub runs: u32,
+    /// Runs before that, which do not count
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=1000))]
+    pub warm_up: u32,
+    /// Guests that the case density starts
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub guests: u32,
+    /// How long a guest may print nothing
+    #[arg(long, value_name = "DURATION", default_value = "5m")]
+    pub patience: Span,
+    /// Boot the same guest with another VMM, too; repeatable
+    #[arg(long, value_name = "VMM", value_enum)]
+    pub vs: Vec<PeerName>,
+    /// Likewise with a command for the shell, in which {kernel}, {initrd}, {cmdline} and {memory_mib} are
+    /// replaced and which prints the guest's console; repeatable
+    #[arg(long, value_name = "CMD")]
+    pub vs_command: Vec<String>,
+    /// Write all values to a file, for `alcove bench compare`
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Write a page with plots to a file
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+}
+
+/// What `alcove bench` does besides measuring.
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Tell what changed from one measurement to another.
+    Compare {
+        /// The first measurement, as --json wrote it.
+        before: PathBuf,
+        /// The second.
+        after: PathBuf,
+        /// Exit with 1 if a figure is worse beyond noise.
+        #[arg(long)]
+        fail_if_worse: bool,
+    },
+}
+
+/// VMMs that alcove knows how to start.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum PeerName {
+    /// QEMU's machine type microvm.
+    Qemu,
+}
+
+impl PeerName {
+    /// What starts it.
+    pub fn into_peer(self) -> Peer {
+        match self {
+            Self::Qemu => Peer::Qemu,
+        }
+    }
+}
+
+const BENCH_HELP: &str = "\
+A figure has changed beyond noise when no run of the one measurement lies among the runs of the other \
+and the medians differ by 1 % or more.";
 
 const EXIT_STATUS: &str = "\
 Exit status:

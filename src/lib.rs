@@ -4,10 +4,11 @@
 //! what a machine is made of. [`vm`] builds and owns the machine out of [`memory`], [`boot`],
 //! [`arch`], [`vcpu`], [`irq`] and the `devices` crate, which run on the [`event_loop`].
 //! [`sandbox`] is what keeps a guest that takes alcove over from taking over more;
-//! [`assist`] completes the instructions that a software KVM refuses.
+//! [`assist`] completes the instructions that a software KVM refuses; [`bench`] measures it all.
 
 pub mod arch;
 pub mod assist;
+pub mod bench;
 pub mod boot;
 pub mod cli;
 pub mod commands;

@@ -15,6 +15,7 @@ fn main() -> ExitCode {
     log::init(cli.log);
     let result = match cli.command {
         Command::Run(args) => commands::run::run(*args),
+        Command::Bench(args) => commands::bench::run(*args),
         Command::Doctor => commands::doctor::run(),
         Command::Completions { shell } => commands::completions::run(shell),
         Command::Man => commands::man::run(),

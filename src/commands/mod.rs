@@ -1,5 +1,6 @@
 //! One file a subcommand, and how a failure is told.
 
+pub mod bench;
 pub mod completions;
 pub mod doctor;
 pub mod man;

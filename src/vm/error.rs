@@ -70,6 +70,9 @@ pub enum VmError {
         /// KVM's limit, itself out of bounds.
         limit: usize,
     },
+    /// A guest that was to do nothing but exit did something else.
+    #[error("the guest left by {0}")]
+    BareLoop(String),
     /// Guest memory cannot be had.
     #[error("--memory {asked}")]
     Memory {

@@ -1,5 +1,6 @@
 //! The machine: owner of all its parts, and its states from built to ended.
 
+pub mod bare_loop;
 mod builder;
 mod confine;
 mod control;

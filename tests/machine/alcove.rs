@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use tempfile::NamedTempFile;
 
-use crate::cpio;
 use crate::host::guest_file;
+use alcove::bench::cpio;
 
 /// After this time a guest that should have ended counts as hung. On a software KVM a boot takes half
 /// a minute, with 8 GiB of memory minutes, and on a busy machine longer; in the lab, seconds, but for

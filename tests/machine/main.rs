@@ -6,10 +6,10 @@
 mod alcove;
 mod bad_input;
 mod bare_metal;
+mod bench;
 mod boot;
 mod cli;
 mod console;
-mod cpio;
 mod cpus;
 mod disk;
 mod host;
@@ -69,6 +69,10 @@ const TESTS: &[Test] = tests![
     bare_metal::string_output_reaches_the_port_element_by_element[Kvm],
     bare_metal::the_debug_exit_port_gives_the_status[Kvm],
     bare_metal::unknown_addresses_read_as_ones[Kvm],
+    bench::a_case_says_what_it_lacks[Kvm, Guest],
+    bench::a_linux_guest_measures_disk_network_and_boot[Kvm, Guest, NetworkTools],
+    bench::starts_exits_memory_and_density_are_measured[Kvm],
+    bench::two_measurements_are_compared[Kvm],
     boot::a_kernel_panic_gives_126[Kvm, Guest],
     boot::a_script_gives_its_status[Kvm, Guest],
     boot::debian_6_1_reaches_user_space[HardwareKvm, Guest, DebianKernels],

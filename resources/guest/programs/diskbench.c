@@ -1,7 +1,7 @@
 // Times requests to a disk, past the guest's page cache, one line a case: name and nanoseconds an
 // operation. In the lab's counting mode a nanosecond is an instruction of the whole lab.
 //
-// usage: diskbench DEVICE
+// usage: diskbench DEVICE [DIVISOR]     a DIVISOR leaves out all but that part of the operations
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <pthread.h>
@@ -35,6 +35,7 @@ static uint64_t now_ns(void)
 struct share {
     const struct load *load;
     int number;
+    void *buffer;
 };
 
 // One of `depth` threads: its part of the operations, one at a time.
@@ -43,24 +44,19 @@ static void *work(void *argument)
     const struct share *share = argument;
     const struct load *load = share->load;
     uint64_t blocks = bytes / load->size, random = 88172645463325252u + (uint64_t)share->number;
-    void *buffer;
-    if (posix_memalign(&buffer, SMALL, load->size) != 0)
-        exit(1);
-    memset(buffer, 'x', load->size);
     for (int i = 0; i < load->operations / load->depth; i++) {
         random ^= random << 13;
         random ^= random >> 7;
         random ^= random << 17;
-        uint64_t block = load->random ? random % blocks : (uint64_t)i % blocks;
+        uint64_t block = load->random ? random % blocks : ((uint64_t)i * (uint64_t)load->depth + (uint64_t)share->number) % blocks;
         off_t at = (off_t)(block * load->size);
-        ssize_t done = load->writes ? pwrite(disk, buffer, load->size, at)
-                                    : pread(disk, buffer, load->size, at);
+        ssize_t done = load->writes ? pwrite(disk, share->buffer, load->size, at)
+                                    : pread(disk, share->buffer, load->size, at);
         if (done != (ssize_t)load->size || (load->syncs && fsync(disk) != 0)) {
             perror("diskbench");
             exit(1);
         }
     }
-    free(buffer);
     return NULL;
 }
 
@@ -68,9 +64,14 @@ static void run(const struct load *load)
 {
     pthread_t threads[DEPTH];
     struct share shares[DEPTH];
+    for (int i = 0; i < load->depth; i++) {
+        shares[i] = (struct share){.load = load, .number = i};
+        if (posix_memalign(&shares[i].buffer, SMALL, load->size) != 0)
+            exit(1);
+        memset(shares[i].buffer, 'x', load->size);
+    }
     uint64_t start = now_ns();
     for (int i = 0; i < load->depth; i++) {
-        shares[i] = (struct share){load, i};
         if (i > 0)
             pthread_create(&threads[i], NULL, work, &shares[i]);
     }
@@ -80,6 +81,8 @@ static void run(const struct load *load)
     printf("diskbench: %s %llu\n", load->name,
            (unsigned long long)(now_ns() - start) / (unsigned)load->operations);
     fflush(stdout);
+    for (int i = 0; i < load->depth; i++)
+        free(shares[i].buffer);
 }
 
 int main(int argc, char **argv)
@@ -94,13 +97,21 @@ int main(int argc, char **argv)
         {"write-4k-fsync", SMALL, 1, 1, 1, 1, 500},
         {"read-4k-depth-32", SMALL, 0, 0, 1, DEPTH, 6400},
         {"write-4k-depth-32", SMALL, 1, 0, 1, DEPTH, 6400},
+        {"read-1m-depth-32", LARGE, 0, 0, 0, DEPTH, 128},
+        {"write-1m-depth-32", LARGE, 1, 0, 0, DEPTH, 128},
     };
-    if (argc != 2 || (disk = open(argv[1], O_RDWR | O_DIRECT)) < 0 ||
+    int divisor = argc == 3 ? atoi(argv[2]) : 1;
+    if (argc < 2 || divisor < 1 || (disk = open(argv[1], O_RDWR | O_DIRECT)) < 0 ||
         ioctl(disk, BLKGETSIZE64, &bytes) != 0) {
         perror("diskbench");
         return 1;
     }
-    for (size_t i = 0; i < sizeof loads / sizeof *loads; i++)
-        run(&loads[i]);
+    for (size_t i = 0; i < sizeof loads / sizeof *loads; i++) {
+        struct load load = loads[i];
+        load.operations /= divisor;
+        if (load.operations < load.depth)
+            load.operations = load.depth;
+        run(&load);
+    }
     return 0;
 }

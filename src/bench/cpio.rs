@@ -2,7 +2,7 @@
 //! Documentation/driver-api/early-userspace/buffer-format.rst).
 
 /// An archive in the making.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Archive {
     bytes: Vec<u8>,
     inode: u32,
