@@ -55,7 +55,7 @@ case "$1" in
     threads) machine=(-accel 'tcg,thread=multi' -smp 2 -cpu 'max,-xsave,-la57') ;;
     counting)
         machine=(-accel tcg -icount 'shift=0,sleep=off' -smp 1 -cpu max)
-        machine+=(-rtc 'base=2026-01-01,clock=vm')
+        machine+=(-rtc 'base=2026-01-01,clock=vm' -seed 1)
         ;;
     *) die "there is no mode $1; use threads or counting" ;;
 esac
