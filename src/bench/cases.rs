@@ -143,7 +143,11 @@ fn boot(bench: &Bench<'_>) -> Result<Vec<Sample>, BenchError> {
     own.arg("--initrd").arg(&initrd);
     let mut commands = vec![(ALCOVE.to_owned(), own)];
     for peer in &settings.peers {
-        commands.push((peer.name().to_owned(), peer.command(&kernel, &initrd, MEMORY_MIB)));
+        let mut name = peer.name().to_owned();
+        while commands.iter().any(|(other, _)| *other == name) {
+            name.push('\'');
+        }
+        commands.push((name, peer.command(&kernel, &initrd, MEMORY_MIB)));
     }
     let mut samples = Vec::new();
     for (vmm, mut command) in commands {
