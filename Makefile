@@ -43,7 +43,10 @@ start-up: guest lab static ## measure a start in the lab: time to the first outp
 .PHONY: bench
 bench: guest lab static ## measure it all in the lab, and say what changed since the last time
 	scripts/bench.sh
-	@echo 'bench: cargo bench --workspace runs the micro-benchmarks'
+
+.PHONY: micro-bench
+micro-bench: run-packages ## measure queues, the bus and the assist alone, on this host
+	cargo bench --features fuzzing --bench micro
 
 .PHONY: fuzz
 fuzz: run-packages ## run each fuzz target for a minute; scripts/fuzz.sh takes the seconds and targets
@@ -72,7 +75,7 @@ lab-shell: guest lab ## open a shell on emulated AMD-V hardware, with alcove and
 .PHONY: lint
 lint: test-packages ## check style: rustfmt, clippy, shellcheck
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --workspace --all-targets --all-features -- -D warnings
 	shellcheck $(SCRIPTS)
 	shellcheck --shell dash --exclude SC3043 resources/guest/init
 	shellcheck --shell dash --exclude SC3043 resources/lab/init

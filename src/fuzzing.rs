@@ -15,7 +15,7 @@ use devices::virtio::rng::RngConfig;
 use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::{Bytes, GuestAddress};
 
-pub use assist::assist;
+pub use assist::{Repeated, assist};
 
 use crate::boot::kernel::{self, KernelEntry};
 use crate::cli::{Cli, Command};

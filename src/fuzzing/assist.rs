@@ -43,6 +43,32 @@ pub fn assist(data: &[u8]) {
     assert_eq!(vcpu.fpu.len(), FPU_BYTES);
 }
 
+/// An instruction to be completed over and over, for benchmarks.
+#[derive(Debug)]
+pub struct Repeated {
+    vcpu: Vcpu,
+    code: Vec<u8>,
+}
+
+impl Repeated {
+    /// The instruction `code`, in 64-bit mode and ring 0, every register pointing to memory.
+    pub fn new(code: &[u8]) -> Self {
+        let mut vcpu = Vcpu::new(&mut Input(&[0; 128]), CodeSize::Bits64, code);
+        vcpu.registers.gpr.fill(BASE + MEMORY_BYTES as u64 / 2);
+        Self { vcpu, code: code.to_vec() }
+    }
+
+    /// Completes it once.
+    ///
+    /// # Panics
+    /// The assist does not know it.
+    pub fn complete(&mut self) {
+        self.vcpu.registers.rip = BASE;
+        let outcome = complete(&mut self.vcpu, &self.code);
+        assert!(matches!(outcome, Outcome::Completed), "{outcome:?}");
+    }
+}
+
 /// A vCPU of plain memory.
 #[derive(Clone, Debug, PartialEq)]
 struct Vcpu {
