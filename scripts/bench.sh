@@ -15,7 +15,7 @@ alcove=target/x86_64-unknown-linux-gnu/release/alcove
 
 cat >"$work/measure" <<EOF
 export LD_LIBRARY_PATH=/lab/peer/lib PATH=/lab/peer/bin:\$PATH
-alcove bench --guest guest --runs 3 --vs qemu --json bench.json --html bench.html "\$@" 2>errors ||
+alcove bench --guest guest --vs qemu --json bench.json --html bench.html "\$@" 2>errors ||
     { cat errors; exit 1; }
 echo files:
 tar cz bench.json bench.html | base64

@@ -148,7 +148,7 @@ mod tests {
 
         assert_eq!(listing(&print())[..3], ["mov edx,3F8h", "mov al,0Ah", "out dx,al"]);
         assert_eq!(listing(&idle())[3..], ["hlt", "jmp 200008h"]);
-        assert_eq!(exits[1], "mov [303400h],rax");
+        assert_eq!(exits[1], "mov [300400h],rax");
         assert_eq!(exits[3], "mov [0A018h],rax");
         assert_eq!(exits[7..11], ["mov edx,3FFh", "mov ecx,3E8h", "in al,dx", "dec ecx"]);
         let back = exits.iter().filter(|line| line.starts_with("jne")).count();

@@ -97,8 +97,8 @@ int main(int argc, char **argv)
         {"write-4k-fsync", SMALL, 1, 1, 1, 1, 500},
         {"read-4k-depth-32", SMALL, 0, 0, 1, DEPTH, 6400},
         {"write-4k-depth-32", SMALL, 1, 0, 1, DEPTH, 6400},
-        {"read-1m-depth-32", LARGE, 0, 0, 0, DEPTH, 128},
-        {"write-1m-depth-32", LARGE, 1, 0, 0, DEPTH, 128},
+        {"read-1m-depth-32", LARGE, 0, 0, 0, DEPTH, 640},
+        {"write-1m-depth-32", LARGE, 1, 0, 0, DEPTH, 640},
     };
     int divisor = argc == 3 ? atoi(argv[2]) : 1;
     if (argc < 2 || divisor < 1 || (disk = open(argv[1], O_RDWR | O_DIRECT)) < 0 ||
