@@ -4,7 +4,7 @@
 //! what a machine is made of. [`vm`] builds and owns the machine out of [`memory`], [`boot`],
 //! [`arch`], [`vcpu`], [`irq`] and the `devices` crate, which run on the [`event_loop`].
 //! [`sandbox`] is what keeps a guest that takes alcove over from taking over more;
-//! [`assist`] completes the instructions that a software KVM refuses; [`bench`] measures it all.
+//! [`assist`] completes the instructions that a software KVM refuses; [`mod@bench`] measures it all.
 
 pub mod arch;
 pub mod assist;
