@@ -1,8 +1,7 @@
 //! A split virtqueue (virtio 1.2 §2.7) as a device uses it.
 //!
 //! Besides what the specification asks for:
-//! - a chain is checked whole before the device sees it ([`Chain`]); the crate's iterator ends a
-//!   bad chain without a word;
+//! - a chain is checked whole before the device sees it ([`Chain`]);
 //! - several chains can be used at one stroke ([`Queue::push_together`]);
 //! - VIRTQ_AVAIL_F_NO_INTERRUPT is obeyed;
 //! - a driver cannot have more chains in flight than the queue has entries.

@@ -86,12 +86,9 @@ fn a_writer_is_alone_and_readers_share() {
 
 const HELD_IMAGE: &str = "ALCOVE_TEST_HELD_IMAGE";
 
-/// Run in a process of its own by the next test.
-#[test]
-#[ignore = "a part of the_owner_of_a_lock_is_named"]
-fn hold_a_lock_until_stdin_ends() {
-    let path = std::env::var_os(HELD_IMAGE).unwrap();
-    let held = Rig::new(&options(path.as_ref(), Engine::IoUring));
+/// The other process of the next test.
+fn hold_a_lock_until_stdin_ends(path: &Path) {
+    let held = Rig::new(&options(path, Engine::IoUring));
     std::io::stderr().write_all(b"held\n").unwrap();
     std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).unwrap();
     drop(held);
@@ -100,10 +97,13 @@ fn hold_a_lock_until_stdin_ends() {
 #[test]
 fn the_owner_of_a_lock_is_named_and_its_death_frees_the_image() {
     use std::io::{BufRead, BufReader};
+    if let Some(path) = std::env::var_os(HELD_IMAGE) {
+        return hold_a_lock_until_stdin_ends(path.as_ref());
+    }
     let file = image(4096);
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--ignored", "--exact", "--nocapture"])
-        .arg("backend::disk::tests::files::hold_a_lock_until_stdin_ends")
+        .args(["--exact", "--nocapture"])
+        .arg("backend::disk::tests::files::the_owner_of_a_lock_is_named_and_its_death_frees_the_image")
         .env(HELD_IMAGE, file.path())
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
