@@ -168,12 +168,12 @@ pub struct BenchArgs {
     /// Guests that the case density starts
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub guests: u32,
-    /// How long a guest may print nothing
+    /// How long a guest may take to print what it is measured by
     #[arg(long, value_name = "DURATION", default_value = "5m")]
     pub patience: Span,
     /// Boot the same guest with another VMM, too; repeatable
     #[arg(long, value_name = "VMM", value_enum)]
-    pub vs: Vec<PeerName>,
+    pub vs: Vec<Peer>,
     /// Likewise with a command for the shell, in which {kernel}, {initrd}, {cmdline} and {memory_mib} are
     /// replaced and which prints the guest's console; repeatable
     #[arg(long, value_name = "CMD")]
@@ -199,22 +199,6 @@ pub enum BenchCommand {
         #[arg(long)]
         fail_if_worse: bool,
     },
-}
-
-/// VMMs that alcove knows how to start.
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-pub enum PeerName {
-    /// QEMU's machine type microvm.
-    Qemu,
-}
-
-impl PeerName {
-    /// What starts it.
-    pub fn into_peer(self) -> Peer {
-        match self {
-            Self::Qemu => Peer::Qemu,
-        }
-    }
 }
 
 const BENCH_HELP: &str = "\

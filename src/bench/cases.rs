@@ -54,32 +54,37 @@ impl fmt::Display for CaseName {
 }
 
 /// What `case` lacks here, and where that comes from.
-pub(super) fn missing(case: CaseName, bench: &Bench<'_>) -> Option<String> {
+pub(super) fn missing(case: CaseName, bench: &Bench<'_>) -> Result<Option<String>, BenchError> {
     let settings = bench.settings;
     if let Err(error) = File::options().read(true).write(true).open("/dev/kvm") {
-        return Some(format!("/dev/kvm does not open: {error}; see alcove doctor"));
+        return Ok(Some(format!("/dev/kvm does not open: {error}; see alcove doctor")));
     }
     let linux = || {
         file_or_reason(&settings.kernel(), MAKE_GUEST)
             .or_else(|| file_or_reason(&settings.initrd(), MAKE_GUEST))
     };
     let program = |name: &str| file_or_reason(&settings.program(name), MAKE_GUEST);
-    match case {
+    Ok(match case {
         CaseName::Start | CaseName::Exits => None,
         CaseName::Boot => linux().or_else(|| settings.peers.iter().find_map(|p| p.missing())),
-        CaseName::Memory | CaseName::Density => hidden_memory(bench),
+        CaseName::Memory | CaseName::Density => hidden_memory(bench)?,
         CaseName::Disk => linux().or_else(|| program("diskbench")),
         CaseName::Net => {
             linux().or_else(|| program("netbench")).or_else(|| bench.no_network.clone())
         }
-    }
+    })
 }
 
 /// Why the memory of what is started cannot be seen, if it cannot.
-fn hidden_memory(bench: &Bench<'_>) -> Option<String> {
-    let launched = idle(bench, &[]).ok()?;
-    let error = Resident::of(launched.id()).err()?;
-    Some(format!("the host does not show alcove's memory to this user: {error}; run it as root"))
+fn hidden_memory(bench: &Bench<'_>) -> Result<Option<String>, BenchError> {
+    let launched = idle(bench, &[])?;
+    let told = |error| {
+        format!(
+            "the host does not show alcove's memory to this user: {error}; run it as root, or where \
+             alcove doctor says that jails work"
+        )
+    };
+    Ok(Resident::of(launched.id()).err().map(told))
 }
 
 /// One run of `case`.
@@ -111,17 +116,12 @@ fn alcove(bench: &Bench<'_>, kernel: &Path) -> Command {
     command
 }
 
-fn launch(bench: &Bench<'_>, vmm: &str, command: &mut Command) -> Result<Launched, BenchError> {
-    Launched::start(vmm, command, bench.settings.patience)
-}
-
 /// A guest that does nothing, once it has come to that.
-fn idle(bench: &Bench<'_>, arguments: &[String]) -> Result<Launched, BenchError> {
-    let kernel = bench.path("idle");
-    if !kernel.exists() {
-        bench.write("idle", &guest::elf(&guest::idle()))?;
-    }
-    let mut launched = launch(bench, ALCOVE, alcove(bench, &kernel).args(arguments))?;
+fn idle<'a>(bench: &'a Bench<'_>, arguments: &[String]) -> Result<Launched<'a>, BenchError> {
+    let kernel = bench.write("idle", &guest::elf(&guest::idle()))?;
+    let mut command = alcove(bench, &kernel);
+    command.args(arguments);
+    let mut launched = bench.launch(ALCOVE, command)?;
     launched.first_output()?;
     // What alcove's threads do once the guest runs.
     thread::sleep(SETTLE);
@@ -130,7 +130,7 @@ fn idle(bench: &Bench<'_>, arguments: &[String]) -> Result<Launched, BenchError>
 
 fn start(bench: &Bench<'_>) -> Result<Vec<Sample>, BenchError> {
     let kernel = bench.write("print", &guest::elf(&guest::print()))?;
-    let mut launched = launch(bench, ALCOVE, &mut alcove(bench, &kernel))?;
+    let mut launched = bench.launch(ALCOVE, alcove(bench, &kernel))?;
     let time = launched.first_output()?;
     launched.end()?;
     Ok(vec![sample("exec to first output", ALCOVE, Unit::Nanoseconds, ns(time))])
@@ -150,8 +150,8 @@ fn boot(bench: &Bench<'_>) -> Result<Vec<Sample>, BenchError> {
         commands.push((name, peer.command(&kernel, &initrd, MEMORY_MIB)));
     }
     let mut samples = Vec::new();
-    for (vmm, mut command) in commands {
-        let mut launched = launch(bench, &vmm, &mut command)?;
+    for (vmm, command) in commands {
+        let mut launched = bench.launch(&vmm, command)?;
         let (_, time) = launched.line(&settings.marker)?;
         samples.push(sample("exec to init", &vmm, Unit::Nanoseconds, ns(time)));
         if let Ok(resident) = Resident::of(launched.id()) {
@@ -167,7 +167,7 @@ fn exits(bench: &Bench<'_>) -> Result<Vec<Sample>, BenchError> {
     const NAMES: [&str; 2] = ["port read", "MMIO write"];
     let code = guest::exits(TIMES);
     let kernel = bench.write("exits", &guest::elf(&code))?;
-    let mut launched = launch(bench, ALCOVE, &mut alcove(bench, &kernel))?;
+    let mut launched = bench.launch(ALCOVE, alcove(bench, &kernel))?;
     let mut marks = Vec::new();
     for _ in 0..=NAMES.len() {
         marks.push(launched.newline()?);
@@ -232,7 +232,7 @@ fn memory(bench: &Bench<'_>) -> Result<Vec<Sample>, BenchError> {
     ])
 }
 
-/// The initial RAM disk with `programs` and a script that is run instead of a shell.
+/// The initial RAM disk with `program` and a script that is run instead of a shell.
 fn initrd_with(
     bench: &Bench<'_>,
     name: &str,
@@ -253,15 +253,19 @@ fn initrd_with(
     bench.write(name, &image)
 }
 
-/// A guest that runs `script`.
-fn linux(bench: &Bench<'_>, initrd: &Path, arguments: &[&str]) -> Result<Launched, BenchError> {
+/// A Linux guest with `initrd`.
+fn linux<'a>(
+    bench: &'a Bench<'_>,
+    initrd: &Path,
+    arguments: &[&str],
+) -> Result<Launched<'a>, BenchError> {
     let mut command = alcove(bench, &bench.settings.kernel());
     command.arg("--initrd").arg(initrd).args(arguments);
-    launch(bench, ALCOVE, &mut command)
+    bench.launch(ALCOVE, command)
 }
 
 /// The number that the guest prints after `marker`.
-fn number(launched: &mut Launched, marker: &str) -> Result<f64, BenchError> {
+fn number(launched: &mut Launched<'_>, marker: &str) -> Result<f64, BenchError> {
     let (text, _) = launched.line(marker)?;
     text.parse().map_err(|_| BenchError::Guest {
         vmm: ALCOVE.to_owned(),
@@ -278,9 +282,9 @@ fn divisor() -> u32 {
 
 fn disk(bench: &Bench<'_>) -> Result<Vec<Sample>, BenchError> {
     const IMAGE_BYTES: usize = 64 << 20;
-    /// What the program calls them, and what they are.
     const SMALL: Unit = Unit::NanosecondsEach;
     const LARGE: Unit = Unit::NanosecondsPerMib;
+    /// What the program calls them, and what they are.
     const LOADS: [(&str, &str, Unit); 9] = [
         ("read-4k", "4 KiB random read", SMALL),
         ("write-4k", "4 KiB random write", SMALL),
@@ -313,7 +317,7 @@ fn net(bench: &Bench<'_>) -> Result<Vec<Sample>, BenchError> {
     const ECHOES: u32 = 4000;
     const PORT: u16 = 5000;
     let network = |source| BenchError::host("talk to the guest")(source);
-    let server = net_server::serve().map_err(network)?;
+    let server = bench.server()?;
     let (host, guest) = (namespace::HOST, namespace::GUEST);
     let (bytes, echoes) = (STREAM_BYTES / divisor(), ECHOES / divisor());
     let to = format!("{host} {}", server.port());
@@ -346,10 +350,12 @@ fn density(bench: &Bench<'_>) -> Result<Vec<Sample>, BenchError> {
     let start = Instant::now();
     let mut guests = Vec::new();
     for _ in 0..bench.settings.guests {
-        let begun = launch(bench, ALCOVE, &mut alcove(bench, &kernel))
+        let begun = bench
+            .launch(ALCOVE, alcove(bench, &kernel))
             .and_then(|mut guest| guest.first_output().map(|_| guest));
         match begun {
             Ok(guest) => guests.push(guest),
+            Err(BenchError::Interrupted) => return Err(BenchError::Interrupted),
             // The host holds no more.
             Err(_) if !guests.is_empty() => break,
             Err(error) => return Err(error),

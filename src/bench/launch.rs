@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::{self, PipeReader, Read};
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -10,13 +11,17 @@ use std::time::{Duration, Instant};
 use nix::sys::personality::{self, Persona};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
+use nix::sys::signalfd::SignalFd;
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::retry_on_intr;
 use rustix::time::Timespec;
 
 use super::BenchError;
 
 /// How much of a guest's output an error shows, bytes.
 const TAIL_BYTES: usize = 400;
+/// The longest line that is waited for the end of, bytes.
+const LINE_BYTES: usize = 4096;
 /// Mappings from this size on are the guest's RAM, KiB.
 const RAM_KIB: u64 = 64 << 10;
 
@@ -37,76 +42,75 @@ fn end_with_this(command: &mut Command) {
 }
 
 /// A running VMM, which is killed when this is dropped.
-pub struct Launched {
+pub struct Launched<'a> {
     vmm: String,
     child: Child,
     output: PipeReader,
+    signals: &'a SignalFd,
     start: Instant,
     patience: Duration,
+    /// What the guest printed and nobody has waited for yet, and before `seen` the end of what was.
     printed: Vec<u8>,
-    /// What of `printed` was looked at.
     seen: usize,
 }
 
-impl Launched {
-    /// Starts `command`, whose time begins now.
-    pub fn start(vmm: &str, command: &mut Command, patience: Duration) -> Result<Self, BenchError> {
-        let failed = |source| BenchError::Start { program: command_name(command), source };
-        let (output, writer) = match io::pipe() {
-            Ok(pipe) => pipe,
-            Err(source) => return Err(failed(source)),
-        };
+impl<'a> Launched<'a> {
+    /// Starts `command`, whose time begins now. The guest may take `patience` for each thing that is
+    /// waited for; one of `signals` ends a wait.
+    pub fn start(
+        vmm: &str,
+        mut command: Command,
+        patience: Duration,
+        signals: &'a SignalFd,
+    ) -> Result<Self, BenchError> {
+        let program = command.get_program().to_string_lossy().into_owned();
+        let failed = |source| BenchError::Start { program, source };
+        let (output, writer) = io::pipe().map_err(BenchError::host("make a pipe"))?;
         command.stdin(Stdio::null()).stdout(writer).stderr(Stdio::inherit());
-        end_with_this(command);
+        end_with_this(&mut command);
         let start = Instant::now();
-        let child = command.spawn();
-        // Else this process keeps the pipe's end open.
-        command.stdout(Stdio::null());
-        let child =
-            child.map_err(|source| BenchError::Start { program: command_name(command), source })?;
+        // The command is dropped, and with it this process's copy of the pipe's end.
+        let child = { command }.spawn().map_err(failed)?;
         let vmm = vmm.to_owned();
-        Ok(Self { vmm, child, output, start, patience, printed: Vec::new(), seen: 0 })
+        Ok(Self { vmm, child, output, signals, start, patience, printed: Vec::new(), seen: 0 })
     }
 
     /// Waits until the guest has printed something; how long that took since the start.
     pub fn first_output(&mut self) -> Result<Duration, BenchError> {
-        while self.printed.is_empty() {
-            self.hear("ended before it printed anything")?;
-        }
+        self.hear("print anything", Instant::now() + self.patience)?;
         Ok(self.start.elapsed())
     }
 
     /// Waits for a line that begins with `marker` and has not been waited for yet; the rest of the line,
     /// and how long it took since the start, of which the end of the line is no part.
     pub fn line(&mut self, marker: &str) -> Result<(String, Duration), BenchError> {
-        let mut found = None;
-        loop {
-            let text = self.printed.get(self.seen..).unwrap_or_default();
-            let at = text.windows(marker.len()).position(|part| part == marker.as_bytes());
-            if let Some(at) = at {
-                let elapsed = *found.get_or_insert_with(|| self.start.elapsed());
-                let rest = text.get(at + marker.len()..).unwrap_or_default();
-                if let Some(length) = rest.iter().position(|byte| *byte == b'\n') {
-                    let line = rest.get(..length).unwrap_or_default();
-                    let line = String::from_utf8_lossy(line).trim().to_owned();
-                    self.seen += at + marker.len() + length + 1;
-                    return Ok((line, elapsed));
-                }
+        let deadline = Instant::now() + self.patience;
+        let what = format!("print {marker:?}");
+        self.until(&what, deadline, |text| {
+            match text.windows(marker.len()).position(|part| part == marker.as_bytes()) {
+                Some(at) => Found::Until(at + marker.len()),
+                // It may have begun.
+                None => Found::Nothing(text.len().saturating_sub(marker.len())),
             }
-            self.hear(&format!("did not print {marker:?}"))?;
-        }
+        })?;
+        let elapsed = self.start.elapsed();
+        let rest = self.until(&what, deadline, |text| match end_of_line(text) {
+            Some(length) => Found::Until(length),
+            None if text.len() > LINE_BYTES => Found::Until(text.len()),
+            None => Found::Nothing(0),
+        })?;
+        Ok((rest, elapsed))
     }
 
     /// Waits for the end of a line that has not been waited for yet; how long it took since the start.
     pub fn newline(&mut self) -> Result<Duration, BenchError> {
-        loop {
-            let text = self.printed.get(self.seen..).unwrap_or_default();
-            if let Some(at) = text.iter().position(|byte| *byte == b'\n') {
-                self.seen += at + 1;
-                return Ok(self.start.elapsed());
+        self.until("print a line", Instant::now() + self.patience, |text| {
+            match end_of_line(text) {
+                Some(length) => Found::Until(length),
+                None => Found::Nothing(text.len()),
             }
-            self.hear("did not print a line")?;
-        }
+        })?;
+        Ok(self.start.elapsed())
     }
 
     /// The process.
@@ -114,9 +118,12 @@ impl Launched {
         self.child.id()
     }
 
-    /// Waits until the VMM has ended.
+    /// Waits until the VMM has ended, which it has to do with the status 0.
     pub fn end(mut self) -> Result<(), BenchError> {
-        while self.hear("").is_ok() {}
+        let deadline = Instant::now() + self.patience;
+        while self.hear_or_end("end", deadline)? {
+            self.seen = self.printed.len();
+        }
         let status = self.child.wait().map_err(BenchError::host("wait for a process"))?;
         match status.success() {
             true => Ok(()),
@@ -124,28 +131,64 @@ impl Launched {
         }
     }
 
-    /// Takes what is printed next; an error with `what` when the guest ends or keeps silent.
-    fn hear(&mut self, what: &str) -> Result<(), BenchError> {
-        let patience = Timespec::try_from(self.patience).unwrap_or_default();
-        let mut wait = [PollFd::new(&self.output, PollFlags::IN)];
-        match poll(&mut wait, Some(&patience)) {
-            Ok(0) => {
-                let silence = self.patience.as_secs();
-                return Err(self.failed(&format!("{what} and was silent for {silence} s")));
+    /// Shows `look` what was not looked at, over and over, until it has found what it looks for; the text
+    /// up to there.
+    fn until(
+        &mut self,
+        what: &str,
+        deadline: Instant,
+        look: impl Fn(&[u8]) -> Found,
+    ) -> Result<String, BenchError> {
+        loop {
+            let text = self.printed.get(self.seen..).unwrap_or_default();
+            match look(text) {
+                Found::Until(length) => {
+                    let found = String::from_utf8_lossy(text.get(..length).unwrap_or_default());
+                    let found = found.trim().to_owned();
+                    self.seen += length;
+                    return Ok(found);
+                }
+                Found::Nothing(length) => self.seen += length,
             }
-            Err(rustix::io::Errno::INTR) => return Ok(()),
-            Err(error) => return Err(BenchError::host("listen to a guest")(error.into())),
-            Ok(_) => {}
+            self.hear(what, deadline)?;
         }
+    }
+
+    /// Takes what is printed next; an error when the guest has not done `what` at its end or by
+    /// `deadline`.
+    fn hear(&mut self, what: &str, deadline: Instant) -> Result<(), BenchError> {
+        match self.hear_or_end(what, deadline)? {
+            true => Ok(()),
+            false => Err(self.failed(&format!("ended and did not {what}"))),
+        }
+    }
+
+    /// Takes what is printed next; false when the guest has ended.
+    fn hear_or_end(&mut self, what: &str, deadline: Instant) -> Result<bool, BenchError> {
+        let failed = |error: io::Error| BenchError::host("listen to a guest")(error);
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left =
+            Timespec::try_from(left).map_err(|_| failed(io::ErrorKind::InvalidInput.into()))?;
+        let mut wait = [
+            PollFd::new(&self.output, PollFlags::IN),
+            PollFd::from_borrowed_fd(self.signals.as_fd(), PollFlags::IN),
+        ];
+        let ready = retry_on_intr(|| poll(&mut wait, Some(&left)));
+        if ready.map_err(|error| failed(error.into()))? == 0 {
+            let patience = self.patience.as_secs();
+            return Err(self.failed(&format!("did not {what} within {patience} s")));
+        }
+        if !wait[1].revents().is_empty() {
+            return Err(BenchError::Interrupted);
+        }
+        // What was looked at is kept for an error only.
+        let spare = self.seen.saturating_sub(TAIL_BYTES);
+        self.printed.drain(..spare);
+        self.seen -= spare;
         let mut bytes = [0; 4096];
-        match self.output.read(&mut bytes) {
-            Ok(0) => Err(self.failed(what)),
-            Ok(count) => {
-                self.printed.extend_from_slice(bytes.get(..count).unwrap_or_default());
-                Ok(())
-            }
-            Err(error) => Err(BenchError::host("listen to a guest")(error)),
-        }
+        let count = self.output.read(&mut bytes).map_err(failed)?;
+        self.printed.extend_from_slice(bytes.get(..count).unwrap_or_default());
+        Ok(count > 0)
     }
 
     fn failed(&self, what: &str) -> BenchError {
@@ -156,7 +199,7 @@ impl Launched {
     }
 }
 
-impl Drop for Launched {
+impl Drop for Launched<'_> {
     fn drop(&mut self) {
         // It fails where the VMM has ended.
         let _ = self.child.kill();
@@ -164,8 +207,17 @@ impl Drop for Launched {
     }
 }
 
-fn command_name(command: &Command) -> String {
-    command.get_program().to_string_lossy().into_owned()
+/// What came of a look at what a guest has printed.
+enum Found {
+    /// What was looked for, with the byte before this one as its last.
+    Until(usize),
+    /// Not that; before this byte it does not begin.
+    Nothing(usize),
+}
+
+/// How many bytes the first line of `text` has, its end included.
+fn end_of_line(text: &[u8]) -> Option<usize> {
+    Some(text.iter().position(|byte| *byte == b'\n')? + 1)
 }
 
 /// What of a process is resident outside its guest's RAM, which is what is kept out of core dumps or

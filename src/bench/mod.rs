@@ -7,7 +7,7 @@
 mod cases;
 pub mod compare;
 pub mod cpio;
-mod guest;
+pub mod guest;
 mod launch;
 mod namespace;
 mod net_server;
@@ -15,15 +15,21 @@ mod page;
 mod peer;
 pub mod report;
 
+use std::cell::OnceCell;
 use std::fmt;
 use std::fs;
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, SystemTime};
 
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::SignalFd;
 use tempfile::TempDir;
 
 pub use self::cases::CaseName;
+use self::launch::Launched;
 pub use self::page::page;
 pub use self::peer::Peer;
 use self::report::{Figure, Host, Missing, Report, Sample};
@@ -49,7 +55,7 @@ pub struct Settings {
     pub warm_up: u32,
     /// How many guests the case density starts, 1 or more.
     pub guests: u32,
-    /// How long a guest may keep silent.
+    /// How long a guest may take to print what it is measured by.
     pub patience: Duration,
     /// Whom else to measure.
     pub peers: Vec<Peer>,
@@ -103,6 +109,9 @@ pub enum BenchError {
     /// The loop that only counts exits.
     #[error("the bare loop of KVM_RUN")]
     BareLoop(#[source] crate::vm::VmError),
+    /// A signal.
+    #[error("interrupted by a signal")]
+    Interrupted,
     /// No case could be run.
     #[error("none of the cases could be run: {0}")]
     Nothing(String),
@@ -114,16 +123,91 @@ impl BenchError {
     }
 }
 
-/// What a case works with.
-struct Bench<'a> {
+/// What happens, for whoever watches.
+#[derive(Clone, Copy, Debug)]
+pub enum Event {
+    /// A case begins that has so many runs.
+    Case(CaseName, u32),
+    /// A run is over.
+    Run,
+}
+
+/// A benchmark that is about to be run, and what its cases work with.
+#[derive(Debug)]
+pub struct Bench<'a> {
     settings: &'a Settings,
     /// For files that a case makes; memory, as a rule.
     folder: TempDir,
     /// Why there is no network that a case could use, if there is none.
     no_network: Option<String>,
+    /// The host's end of the guests' network, once it serves.
+    server: OnceCell<SocketAddr>,
+    /// The signals that end it.
+    signals: SignalFd,
 }
 
-impl Bench<'_> {
+impl<'a> Bench<'a> {
+    /// Prepares what `settings` ask for. The calling process must have one thread only: it moves to
+    /// namespaces of its own when a case needs that, and SIGINT, SIGTERM and SIGHUP are blocked from now
+    /// on, since they end [`Bench::run`], which cleans up.
+    ///
+    /// # Errors
+    /// [`BenchError::Host`].
+    pub fn prepare(settings: &'a Settings) -> Result<Self, BenchError> {
+        let has = |case| settings.cases.contains(&case);
+        let needs_network = has(CaseName::Net);
+        let needs_namespace = needs_network || has(CaseName::Memory) || has(CaseName::Density);
+        let entered = if needs_namespace { namespace::enter(needs_network) } else { Ok(()) };
+        launch::place_mappings_alike();
+        let set = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
+        let signals = set
+            .thread_block()
+            .and_then(|()| SignalFd::new(&set))
+            .map_err(|error| BenchError::host("wait for signals")(error.into()))?;
+        let folder = TempDir::with_prefix("alcove-bench-")
+            .map_err(BenchError::host("make a temporary folder"))?;
+        let no_network = entered.err().map(|error| error.to_string());
+        Ok(Self { settings, folder, no_network, server: OnceCell::new(), signals })
+    }
+
+    /// Runs the cases, one after the other.
+    ///
+    /// # Errors
+    /// [`BenchError`]: a case that had all it needed failed, or a signal came. What a case lacks is no
+    /// error but told in the report, unless all lack something.
+    pub fn run(&self, mut watch: impl FnMut(Event)) -> Result<Report, BenchError> {
+        let Settings { runs, warm_up, .. } = *self.settings;
+        let mut report = Report {
+            format: report::FORMAT,
+            alcove: env!("CARGO_PKG_VERSION").to_owned(),
+            host: Host::this(),
+            when: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+            runs,
+            warm_up,
+            figures: Vec::new(),
+            missing: Vec::new(),
+        };
+        for &case in &self.settings.cases {
+            if let Some(why) = cases::missing(case, self)? {
+                report.missing.push(Missing { case: case.to_string(), why });
+                continue;
+            }
+            watch(Event::Case(case, warm_up + runs));
+            for run in 0..warm_up + runs {
+                let samples = cases::run(case, self)?;
+                if run >= warm_up {
+                    add(&mut report.figures, case, samples);
+                }
+                watch(Event::Run);
+            }
+        }
+        if report.figures.is_empty() && !report.missing.is_empty() {
+            let told = report.missing.iter().map(|Missing { case, why }| format!("{case}: {why}"));
+            return Err(BenchError::Nothing(told.collect::<Vec<_>>().join("; ")));
+        }
+        Ok(report)
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
@@ -134,64 +218,20 @@ impl Bench<'_> {
         fs::write(&path, content).map_err(BenchError::host(format!("write {}", path.display())))?;
         Ok(path)
     }
-}
 
-/// What happens, for whoever watches.
-#[derive(Debug)]
-pub enum Event<'a> {
-    /// A case begins that has so many runs.
-    Case(CaseName, u32),
-    /// A run is over.
-    Run,
-    /// A case is over, or cannot be run for this reason.
-    Ended(Option<&'a str>),
-}
+    /// Starts `command`, whose time begins now.
+    fn launch(&self, vmm: &str, command: Command) -> Result<Launched<'_>, BenchError> {
+        Launched::start(vmm, command, self.settings.patience, &self.signals)
+    }
 
-/// Runs the cases of `settings`, one after the other. The calling process must have one thread only: it
-/// moves to namespaces of its own when a case needs a network.
-///
-/// # Errors
-/// [`BenchError`]: a case that had all it needed failed. What a case lacks is no error but told in the
-/// report, unless all lack something.
-pub fn run(settings: &Settings, mut watch: impl FnMut(Event<'_>)) -> Result<Report, BenchError> {
-    let needs_network = settings.cases.contains(&CaseName::Net);
-    let no_network = namespace::enter(needs_network).err().map(|error| error.to_string());
-    launch::place_mappings_alike();
-    let folder = TempDir::with_prefix("alcove-bench-")
-        .map_err(BenchError::host("make a temporary folder"))?;
-    let bench = Bench { settings, folder, no_network };
-    let mut report = Report {
-        format: report::FORMAT,
-        alcove: env!("CARGO_PKG_VERSION").to_owned(),
-        host: Host::this(),
-        when: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
-        runs: settings.runs,
-        warm_up: settings.warm_up,
-        figures: Vec::new(),
-        missing: Vec::new(),
-    };
-    for &case in &settings.cases {
-        let missing = cases::missing(case, &bench);
-        watch(Event::Case(case, settings.warm_up + settings.runs));
-        if let Some(why) = missing {
-            watch(Event::Ended(Some(&why)));
-            report.missing.push(Missing { case: case.to_string(), why });
-            continue;
+    /// Where guests find the host's end of their network.
+    fn server(&self) -> Result<SocketAddr, BenchError> {
+        if let Some(address) = self.server.get() {
+            return Ok(*address);
         }
-        for run in 0..settings.warm_up + settings.runs {
-            let samples = cases::run(case, &bench)?;
-            if run >= settings.warm_up {
-                add(&mut report.figures, case, samples);
-            }
-            watch(Event::Run);
-        }
-        watch(Event::Ended(None));
+        let address = net_server::serve().map_err(BenchError::host("serve a guest's network"))?;
+        Ok(*self.server.get_or_init(|| address))
     }
-    if report.figures.is_empty() && !report.missing.is_empty() {
-        let told = report.missing.iter().map(|Missing { case, why }| format!("{case}: {why}"));
-        return Err(BenchError::Nothing(told.collect::<Vec<_>>().join("; ")));
-    }
-    Ok(report)
 }
 
 /// Adds one run's samples to the figures that they are of.

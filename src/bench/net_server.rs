@@ -11,7 +11,7 @@ use super::namespace;
 
 const CHUNK_BYTES: usize = 64 << 10;
 /// How long a guest may take to answer.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Serves guests on a port of the host's, which is the result, until this process ends.
 pub fn serve() -> io::Result<SocketAddr> {

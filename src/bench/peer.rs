@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 
+use clap::ValueEnum;
+
 use crate::boot::cmdline;
 use crate::host;
 
@@ -10,12 +12,13 @@ use crate::host;
 const QEMU: [&str; 2] = ["qemu-system-x86_64-microvm", "qemu-system-x86_64"];
 
 /// A VMM other than alcove.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Peer {
     /// QEMU's machine type microvm, with as few devices as it has.
     Qemu,
     /// A command for the shell with `{kernel}`, `{initrd}`, `{cmdline}` and `{memory_mib}`, quoted as
     /// words where they stand. The guest's console is to be its standard output.
+    #[value(skip)]
     Command(String),
 }
 

@@ -48,8 +48,8 @@ impl Unit {
         const NS_PER_S: f64 = 1e9;
         let per_second = NS_PER_S / value;
         match self {
-            Self::NanosecondsEach => Some(format!("{}/s", thousands(per_second))),
-            Self::NanosecondsPerMib => Some(format!("{} MiB/s", thousands(per_second))),
+            Self::NanosecondsEach => Some(format!("{}/s", rate(per_second))),
+            Self::NanosecondsPerMib => Some(format!("{} MiB/s", rate(per_second))),
             _ => None,
         }
     }
@@ -70,6 +70,10 @@ fn digits(value: f64) -> String {
         value if value < 10.0 => format!("{value:.2}"),
         value => format!("{value:.1}"),
     }
+}
+
+fn rate(value: f64) -> String {
+    if value < 10.0 { format!("{value:.2}") } else { thousands(value) }
 }
 
 /// `value` without a fraction, its digits in threes.
@@ -293,6 +297,7 @@ mod tests {
         assert_eq!(Unit::Kib.show(-8.0), "-8 KiB");
         assert_eq!(Unit::NanosecondsEach.rate(1000.0).unwrap(), "1,000,000/s");
         assert_eq!(Unit::NanosecondsPerMib.rate(5e6).unwrap(), "200 MiB/s");
+        assert_eq!(Unit::NanosecondsPerMib.rate(6e9).unwrap(), "0.17 MiB/s");
         assert_eq!(Unit::Kib.rate(1.0), None);
     }
 

@@ -9,8 +9,8 @@ use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::Failure;
-use crate::bench::{self, CaseName, Event, Peer, Settings, compare};
-use crate::cli::{BenchArgs, BenchCommand, PeerName};
+use crate::bench::{self, Bench, CaseName, Event, Peer, Settings, compare};
+use crate::cli::{BenchArgs, BenchCommand};
 
 /// Measures, or compares what was measured.
 pub fn run(args: BenchArgs) -> Result<ExitCode, Failure> {
@@ -22,8 +22,10 @@ pub fn run(args: BenchArgs) -> Result<ExitCode, Failure> {
     }
     let (json, html) = (args.json.clone(), args.html.clone());
     let settings = settings(args)?;
+    // Before the bar, which has a thread.
+    let bench = Bench::prepare(&settings)?;
     let bar = progress();
-    let report = bench::run(&settings, |event| show(&bar, &event));
+    let report = bench.run(|event| show(&bar, event));
     bar.finish_and_clear();
     let report = report?;
     io::stdout().write_all(report.table().as_bytes())?;
@@ -40,9 +42,7 @@ pub fn run(args: BenchArgs) -> Result<ExitCode, Failure> {
 }
 
 fn settings(args: BenchArgs) -> Result<Settings, Failure> {
-    let own = PeerName::into_peer;
-    let peers = args.vs.into_iter().map(own);
-    let peers = peers.chain(args.vs_command.into_iter().map(Peer::Command)).collect();
+    let peers = args.vs.into_iter().chain(args.vs_command.into_iter().map(Peer::Command));
     let mut cases = args.cases;
     if cases.is_empty() {
         cases = CaseName::value_variants().to_vec();
@@ -58,7 +58,7 @@ fn settings(args: BenchArgs) -> Result<Settings, Failure> {
         warm_up: args.warm_up,
         guests: args.guests,
         patience: args.patience.0,
-        peers,
+        peers: peers.collect(),
     })
 }
 
@@ -75,14 +75,13 @@ fn progress() -> ProgressBar {
     bar
 }
 
-fn show(bar: &ProgressBar, event: &Event<'_>) {
+fn show(bar: &ProgressBar, event: Event) {
     match event {
         Event::Case(case, runs) => {
             bar.set_message(case.to_string());
             bar.reset();
-            bar.set_length((*runs).into());
+            bar.set_length(runs.into());
         }
         Event::Run => bar.inc(1),
-        Event::Ended(_) => {}
     }
 }

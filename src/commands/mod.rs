@@ -8,6 +8,7 @@ pub mod run;
 
 use std::env;
 use std::error::Error;
+use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
@@ -64,7 +65,11 @@ pub fn usage(error: &clap::Error) -> ExitCode {
         .collect();
     let line = said.join("; ");
     let line = line.strip_prefix("error: ").unwrap_or(&line);
-    let command = if env::args_os().nth(1).is_some_and(|word| word == "run") { "run " } else { "" };
+    let command = match env::args_os().nth(1).as_deref().and_then(OsStr::to_str) {
+        Some("run") => "run ",
+        Some("bench") => "bench ",
+        _ => "",
+    };
     let _ = writeln!(io::stderr(), "alcove: {line}; see alcove {command}--help");
     ExitCode::from(FAILED)
 }

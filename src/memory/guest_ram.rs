@@ -1,6 +1,8 @@
 //! The host mappings behind guest RAM.
-#![expect(unsafe_code, reason = "madvise on the mappings")]
+#![expect(unsafe_code, reason = "madvise on the mappings, which KVM gets by address")]
 
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::VmFd;
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
     Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
@@ -137,6 +139,27 @@ impl GuestRam {
             guest_phys: region.start_addr().raw_value(),
             size_bytes: region.len(),
             host_addr: region.as_ptr() as u64,
+        })
+    }
+
+    /// Makes all of it the memory of `vm`, a slot a range.
+    ///
+    /// # Errors
+    /// KVM's answer.
+    ///
+    /// # Safety
+    /// The mappings must stay, in this or a clone, until the last vCPU of `vm` has stopped.
+    pub unsafe fn give_to(&self, vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
+        self.regions().try_for_each(|region| {
+            let region = kvm_userspace_memory_region {
+                slot: region.slot,
+                guest_phys_addr: region.guest_phys,
+                memory_size: region.size_bytes,
+                userspace_addr: region.host_addr,
+                flags: 0,
+            };
+            // SAFETY: the range is a mapping of this RAM, which stays, as the caller promises.
+            unsafe { vm.set_user_memory_region(region) }
         })
     }
 }

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
+use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_ioctls::{Kvm, VcpuExit};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -27,17 +27,8 @@ pub fn run(code: &[u8], address: u64, mark: u16, end: u16) -> Result<Vec<Duratio
         .map_err(failed("tell what CPUID it supports"))?;
     let ram = memory(code, address)?;
     let vm = kvm.create_vm().map_err(failed("create a virtual machine"))?;
-    for region in ram.regions() {
-        let region = kvm_userspace_memory_region {
-            slot: region.slot,
-            guest_phys_addr: region.guest_phys,
-            memory_size: region.size_bytes,
-            userspace_addr: region.host_addr,
-            flags: 0,
-        };
-        // SAFETY: the range is guest RAM's own mapping, which lives longer than the VM.
-        unsafe { vm.set_user_memory_region(region) }.map_err(failed("map guest RAM"))?;
-    }
+    // SAFETY: the RAM stays until this returns, and the vCPU runs on this thread only.
+    unsafe { ram.give_to(&vm) }.map_err(failed("map guest RAM"))?;
     let mut vcpu = vm.create_vcpu(0).map_err(failed("create a vCPU"))?;
     vcpu.set_cpuid2(&supported).map_err(failed("set up a vCPU"))?;
     let mut sregs = vcpu.get_sregs().map_err(failed("set up a vCPU"))?;

@@ -8,10 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use devices::bus::Bus;
 use devices::virtio::blk::DiskConfig;
-use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config,
-    kvm_userspace_memory_region,
-};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use super::confine::Intent;
@@ -171,21 +168,9 @@ fn create_vm(
     irq::mask_8259s(&vm).map_err(failed("mask interrupts"))?;
     let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
     vm.create_pit2(pit).map_err(failed("create a timer"))?;
-    for region in ram.regions() {
-        let region = kvm_userspace_memory_region {
-            slot: region.slot,
-            guest_phys_addr: region.guest_phys,
-            memory_size: region.size_bytes,
-            userspace_addr: region.host_addr,
-            flags: 0,
-        };
-        // SAFETY: the range is guest RAM's own mapping, which the machine keeps until after the
-        // last vCPU has stopped.
-        unsafe { vm.set_user_memory_region(region) }.map_err(|source| VmError::MemorySlot {
-            asked: config.memory.size.to_string(),
-            source,
-        })?;
-    }
+    // SAFETY: the machine keeps its RAM until after the last vCPU has stopped.
+    unsafe { ram.give_to(&vm) }
+        .map_err(|source| VmError::MemorySlot { asked: config.memory.size.to_string(), source })?;
     if assisted {
         recover::prepare(&vm).map_err(failed("report what it cannot emulate"))?;
     }

@@ -3,6 +3,8 @@
 use std::io::Read;
 use std::process::Command;
 
+use alcove::bench::guest;
+pub use alcove::bench::guest::LOAD_ADDRESS;
 use iced_x86::code_asm::*;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -10,8 +12,6 @@ use tempfile::NamedTempFile;
 
 use crate::alcove::{Finished, alcove, finish, wait};
 
-/// Where the guests are loaded, and the first address behind them that is theirs.
-pub const LOAD_ADDRESS: u64 = 0x20_0000;
 /// A page of RAM that a guest may use as it likes.
 const SCRATCH: u64 = 0x30_0000;
 
@@ -27,33 +27,8 @@ pub fn kernel(code: &mut CodeAssembler) -> NamedTempFile {
 }
 
 fn elf(code: &[u8]) -> NamedTempFile {
-    const EHDR_BYTES: u16 = 64;
-    const PHDR_BYTES: u16 = 56;
-    const OFFSET: u64 = 0x1000;
-    let mut image = Vec::new();
-    image.extend(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
-    let (executable, x86_64, version) = (2u16, 62u16, 1u32);
-    image.extend(executable.to_le_bytes());
-    image.extend(x86_64.to_le_bytes());
-    image.extend(version.to_le_bytes());
-    for field in [LOAD_ADDRESS, EHDR_BYTES.into(), 0] {
-        image.extend(field.to_le_bytes());
-    }
-    image.extend(0u32.to_le_bytes());
-    for field in [EHDR_BYTES, PHDR_BYTES, 1, 64, 0, 0] {
-        image.extend(field.to_le_bytes());
-    }
-    let (load, read_execute) = (1u32, 5u32);
-    image.extend(load.to_le_bytes());
-    image.extend(read_execute.to_le_bytes());
-    let length = code.len() as u64;
-    for field in [OFFSET, LOAD_ADDRESS, LOAD_ADDRESS, length, length, 0x1000] {
-        image.extend(field.to_le_bytes());
-    }
-    image.resize(OFFSET as usize, 0);
-    image.extend(code);
     let file = NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), image).unwrap();
+    std::fs::write(file.path(), guest::elf(code)).unwrap();
     file
 }
 

@@ -1,14 +1,20 @@
 //! `alcove bench`, from the command line to the page.
 
 use std::fs;
+use std::io::Read;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use alcove::bench::report::{Report, Summary};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use crate::alcove::{Finished, alcove, finish};
+use crate::alcove::{Finished, alcove, finish, patience};
 use crate::host::{guest_file, has_hardware_kvm};
+use crate::sandbox::of_nobody;
 
 /// alcove bench with `arguments`, for the guest of these tests.
 fn bench(arguments: &[&str]) -> Command {
@@ -85,6 +91,49 @@ pub fn a_linux_guest_measures_disk_network_and_boot() {
     }
     let page = fs::read_to_string(html).unwrap();
     assert_eq!(page.matches("<circle").count(), report.figures.len());
+}
+
+/// Who is not root sees alcove's memory, and has a network, in namespaces of its own.
+pub fn a_plain_user_measures_memory_and_has_a_network() {
+    let folder = tempfile::Builder::new().prefix("alcove").tempdir().unwrap();
+    let mut command = of_nobody(folder.path());
+    command.args(["bench", "memory", "net", "--runs", "1", "--warm-up", "0"]).current_dir("/");
+
+    let said = finish(command).expect(0).stdout;
+
+    assert!(said.contains("each vCPU more"), "{said}");
+    // The guest is what is missing, and not the network.
+    assert!(said.contains("not run: net: there is no target/guest/vmlinux"), "{said}");
+}
+
+/// Ended by a signal, it leaves nothing behind.
+pub fn an_interrupted_benchmark_cleans_up() {
+    let folder = TempDir::new().unwrap();
+    let mut command = bench(&["density", "--runs", "1000"]);
+    command.env("TMPDIR", folder.path());
+    let mut running = command.spawn().unwrap();
+    let deadline = Instant::now() + patience();
+    let guests = || fs::read_dir(folder.path()).unwrap().count();
+    while guests() == 0 {
+        assert!(Instant::now() < deadline, "it made no folder");
+        thread::sleep(Duration::from_millis(5));
+    }
+    thread::sleep(Duration::from_millis(200));
+
+    kill(Pid::from_raw(running.id() as i32), Signal::SIGTERM).unwrap();
+
+    let (status, said) = wait_for(&mut running);
+    assert_eq!(status, Some(125), "{said}");
+    assert!(said.contains("interrupted by a signal"), "{said}");
+    assert_eq!(guests(), 0);
+}
+
+/// The status and the error output of `running`.
+fn wait_for(running: &mut Child) -> (Option<i32>, String) {
+    let mut said = String::new();
+    // Its guests have the other end as well: it ends when they do.
+    running.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    (running.wait().unwrap().code(), said)
 }
 
 pub fn two_measurements_are_compared() {

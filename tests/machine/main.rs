@@ -71,6 +71,8 @@ const TESTS: &[Test] = tests![
     bare_metal::unknown_addresses_read_as_ones[Kvm],
     bench::a_case_says_what_it_lacks[Kvm, Guest],
     bench::a_linux_guest_measures_disk_network_and_boot[Kvm, Guest, NetworkTools],
+    bench::a_plain_user_measures_memory_and_has_a_network[Kvm, Root],
+    bench::an_interrupted_benchmark_cleans_up[Kvm],
     bench::starts_exits_memory_and_density_are_measured[Kvm],
     bench::two_measurements_are_compared[Kvm],
     boot::a_kernel_panic_gives_126[Kvm, Guest],

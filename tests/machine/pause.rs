@@ -17,7 +17,7 @@ use alcove::vcpu::{VcpuHandle, VcpuState, prepare_signal};
 use devices::bus::{Bus, BusDevice};
 use devices::thread_start::nothing_first;
 use iced_x86::code_asm::*;
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
+use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_ioctls::{Kvm, VmFd};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -187,18 +187,8 @@ fn create_vm(kvm: &Kvm, ram: &GuestRam, assisted: bool) -> VmFd {
     vm.set_tss_address(layout::KVM_TSS as usize).unwrap();
     vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).unwrap();
     vm.create_irq_chip().unwrap();
-    for region in ram.regions() {
-        let region = kvm_userspace_memory_region {
-            slot: region.slot,
-            guest_phys_addr: region.guest_phys,
-            memory_size: region.size_bytes,
-            userspace_addr: region.host_addr,
-            flags: 0,
-        };
-        // SAFETY: the range is guest RAM's own mapping, which the caller keeps until after the
-        // vCPU has stopped.
-        unsafe { vm.set_user_memory_region(region) }.unwrap();
-    }
+    // SAFETY: the caller keeps the RAM until after the vCPU has stopped.
+    unsafe { ram.give_to(&vm) }.unwrap();
     if assisted {
         recover::prepare(&vm).unwrap();
     }

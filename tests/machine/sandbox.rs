@@ -290,23 +290,33 @@ pub fn a_jail_holds_one_process_without_privileges_in_an_empty_root() {
 
 /// As any user, who may open /dev/kvm.
 pub fn a_plain_user_gets_a_jail_too() {
+    let guest = idle_kernel();
+    open_to_all(guest.path(), 0o644);
+    let folder = tempfile::Builder::new().prefix("alcove").tempdir().unwrap();
+    let mut jailed = of_nobody(folder.path());
+    jailed.args(["run", "--memory", "16M", "--jail", "--kernel"]).arg(guest.path());
+    let running = Running::start(jailed);
+
+    let inside = assert_jailed(running.id());
+
+    assert_eq!(status(inside, "Uid"), ["65534"; 4]);
+}
+
+/// alcove, copied to `folder`, for a user without any right, but for a /dev/kvm that is open to all.
+pub fn of_nobody(folder: &Path) -> Command {
     use std::os::unix::process::CommandExt;
     const NOBODY: u32 = 65534;
-    let guest = idle_kernel();
-    let folder = tempfile::Builder::new().prefix("alcove").tempdir().unwrap();
-    let program = folder.path().join("alcove");
+    let program = folder.join("alcove");
     fs::copy(crate::alcove::binary(), &program).unwrap();
-    open_to_all(folder.path(), 0o755);
-    open_to_all(guest.path(), 0o644);
-    let device = folder.path().join("kvm");
+    open_to_all(folder, 0o755);
+    let device = folder.join("kvm");
     let kvm = fs::metadata("/dev/kvm").unwrap().rdev();
     mknod(&device, SFlag::S_IFCHR, Mode::from_bits_retain(0o666), kvm).unwrap();
     open_to_all(&device, 0o666);
-    let mut jailed = Command::new(&program);
-    jailed.args(["run", "--memory", "16M", "--jail", "--kernel"]).arg(guest.path());
-    jailed.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut command = Command::new(&program);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let become_nobody = move || {
-        // A /dev/kvm that is open to all, for this process alone.
+        // For this process alone.
         let none = None::<&str>;
         unshare(CloneFlags::CLONE_NEWNS)?;
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
@@ -319,13 +329,9 @@ pub fn a_plain_user_gets_a_jail_too() {
     // SAFETY: plain system calls on what was prepared before.
     #[expect(unsafe_code, reason = "becomes another user before it starts")]
     unsafe {
-        jailed.pre_exec(become_nobody)
+        command.pre_exec(become_nobody)
     };
-    let running = Running::start(jailed);
-
-    let inside = assert_jailed(running.id());
-
-    assert_eq!(status(inside, "Uid"), ["65534"; 4]);
+    command
 }
 
 fn open_to_all(path: &Path, mode: u32) {
