@@ -5,8 +5,9 @@
 # usage: lab.sh MODE [NAME=FILE...] [-- COMMAND [ARGUMENT...]]
 #
 #   MODE        threads   two CPUs that run at the same time: for correctness
-#               counting  one CPU whose clock counts instructions, one a nanosecond: its times
-#                         repeat, whatever else this machine does: for measurements
+#               counting  one CPU whose clock counts instructions, one a nanosecond, and whose random
+#                         numbers are the same each time: its times repeat, whatever else this machine
+#                         does: for measurements
 #   NAME=FILE   puts a file or folder into the lab as /lab/NAME; links are followed
 #   COMMAND     is run there, with /lab as folder, ALCOVE=/lab/alcove and ALCOVE_GUEST=/lab/guest;
 #               without one a shell opens on the terminal
