@@ -39,14 +39,18 @@ add() {
     [ "$name" != "$1" ] || die "$1 is not NAME=FILE"
     [ -e "$file" ] || die "there is no $file, which should become /lab/$name"
     mkdir -p "$(dirname "$stage/lab/$name")"
-    ln -s "$(realpath "$file")" "$stage/lab/$name"
+    cp --recursive --dereference "$file" "$stage/lab/$name"
 }
 
-# The image's initramfs, followed by the payload's archive.
+# The image's initramfs, followed by the payload's archive. The same files always make the same bytes, in
+# any folder and at any time: what the lab's kernel does in its start depends on them, down to its random
+# numbers.
 pack() {
     cat "$image/initramfs.cpio"
     cd "$stage"
-    find -L lab -print0 | cpio --create --null --dereference --quiet --format newc --owner 0:0
+    find lab -exec touch --no-dereference --date @0 {} +
+    find lab -print0 | LC_ALL=C sort --zero-terminated |
+        cpio --create --null --quiet --reproducible --format newc --owner 0:0
 }
 
 [ $# -ge 1 ] || die 'usage: lab.sh threads|counting [NAME=FILE...] [-- COMMAND [ARGUMENT...]]'
