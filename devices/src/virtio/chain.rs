@@ -66,6 +66,11 @@ pub enum ChainError {
 #[error("the chain is too short")]
 pub struct TooShort;
 
+/// A chain of which its device has taken what it needs: all that is left to do is to give it back
+/// ([`Queue::push_heads`](super::queue::Queue::push_heads)).
+#[derive(Debug, PartialEq, Eq)]
+pub struct Head(pub(super) u16);
+
 /// Buffers of one direction, in order.
 #[derive(Debug, Default)]
 struct Buffers {
@@ -82,10 +87,9 @@ impl Buffers {
         self.bytes = 0;
     }
 
-    fn push(&mut self, slice: &VolatileSlice<'_>) {
-        self.bytes += slice.len() as u64;
-        let base = slice.ptr_guard_mut().as_ptr();
-        self.iovecs.push(iovec { iov_base: base.cast(), iov_len: slice.len() });
+    fn push(&mut self, start: *mut u8, bytes: usize) {
+        self.bytes += bytes as u64;
+        self.iovecs.push(iovec { iov_base: start.cast(), iov_len: bytes });
     }
 
     fn rest(&self) -> &[iovec] {
@@ -224,12 +228,12 @@ impl Chain {
         self.head
     }
 
-    /// The chain goes back: its buffers are the driver's again.
-    pub(super) fn release(&mut self) -> Option<u16> {
+    /// Empties the chain and leaves what its queue must have back; `None` if it is out of no queue.
+    pub fn release(&mut self) -> Option<Head> {
         self.readable.clear();
         self.writable.clear();
         self.status = None;
-        self.head.take()
+        self.head.take().map(Head)
     }
 
     /// `piece` for volatile copies.

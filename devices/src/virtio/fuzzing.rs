@@ -13,6 +13,7 @@ use super::blk::{DiskConfig, VirtioBlk};
 use super::chain::{Chain, ChainRules};
 use super::device::VirtioDevice;
 use super::net::{NetConfig, OpenNetwork, VirtioNet};
+use super::ram::Ram;
 use super::rng::{RngConfig, VirtioRng};
 use super::testing::{
     Desc, DriverQueue, FakeDriver, HIGH_RAM, HOLE, HeldDevice, LOW_RAM_BYTES, memory,
@@ -359,7 +360,7 @@ pub fn disk_request(data: &[u8]) {
     let table = GuestAddress(TABLE);
     let rules = ChainRules { table, entries: ENTRIES, limit: ENTRIES, indirect: flags & 1 != 0 };
     let mut chain = Chain::new();
-    if rules.parse(&memory, u16::from(flags >> 1) % ENTRIES, &mut chain).is_ok() {
+    if rules.parse(&Ram::new(&memory), u16::from(flags >> 1) % ENTRIES, &mut chain).is_ok() {
         let all = chain.readable_bytes() + chain.writable_bytes();
         assert!((1..=1 << 32).contains(&all), "{all} bytes");
         super::blk::check_request(&mut chain, flags & 16 != 0, flags & 32 != 0);

@@ -14,6 +14,7 @@ pub(crate) mod fuzzing;
 pub mod net;
 mod pace;
 pub mod queue;
+mod ram;
 mod rings;
 pub mod rng;
 pub mod served;

@@ -2,7 +2,7 @@
 //!
 //! Besides what the specification asks for:
 //! - a chain is checked whole before the device sees it ([`Chain`]);
-//! - several chains can be used at one stroke ([`Queue::push_together`]);
+//! - several chains can be used at one stroke ([`Queue::push_heads`]);
 //! - VIRTQ_AVAIL_F_NO_INTERRUPT is obeyed;
 //! - a driver cannot have more chains in flight than the queue has entries.
 //!
@@ -24,8 +24,9 @@ use virtio_bindings::virtio_ring::{
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::chain::{Chain, ChainError, ChainRules};
+use super::chain::{Chain, ChainError, ChainRules, Head};
 use super::device::{Memory, QueueSlot, Signals};
+use super::ram::Ram;
 use super::rings::{AVAIL_ENTRY_BYTES, META_BYTES, Rings, USED_ENTRY_BYTES};
 
 /// What the device may say in the used ring's flags (§2.7.10).
@@ -125,7 +126,7 @@ pub struct Queue {
     /// VIRTIO_F_EVENT_IDX was negotiated.
     event_idx: bool,
     rules: ChainRules,
-    memory: Memory,
+    ram: Ram,
     signals: Arc<Signals>,
     kick: Arc<EventFd>,
     /// Written to the last byte of bad chains.
@@ -159,7 +160,8 @@ impl Queue {
         setup.check(slot.max_size, &memory)?;
         let QueueSetup { size, avail_ring, used_ring, .. } = setup;
         let outside = QueueError::OutsideMemory { part: "used ring", address: used_ring };
-        let rings = Rings::new(&memory, avail_ring, used_ring, size).ok_or(outside)?;
+        let ram = Ram::new(&memory);
+        let rings = Rings::new(&ram, avail_ring, used_ring, size).ok_or(outside)?;
         let rules = ChainRules {
             table: GuestAddress(setup.desc_table),
             entries: setup.size,
@@ -171,7 +173,7 @@ impl Queue {
             rings,
             event_idx: has(features, VIRTIO_RING_F_EVENT_IDX),
             rules,
-            memory,
+            ram,
             signals,
             kick: slot.kick.clone(),
             error_status: None,
@@ -201,7 +203,7 @@ impl Queue {
 
     /// The guest's RAM.
     pub fn memory(&self) -> &Memory {
-        &self.memory
+        self.ram.memory()
     }
 
     /// Has `status` written to the last byte of a bad chain where that byte can be found and is
@@ -228,7 +230,7 @@ impl Queue {
                 }
             };
             self.in_flight += 1;
-            match self.rules.parse(&self.memory, head, chain) {
+            match self.rules.parse(&self.ram, head, chain) {
                 Ok(()) => return true,
                 Err(error) => self.answer_bad(chain, error),
             }
@@ -242,15 +244,14 @@ impl Queue {
     ///
     /// `chain` must be one that this queue gave out.
     pub fn push(&mut self, chain: &mut Chain, written: u32) {
-        self.push_together(std::iter::once((chain, written)));
+        self.push_heads(chain.release().map(|head| (head, written)).into_iter());
     }
 
-    /// Does for several chains what [`Queue::push`] does for one, and lets the driver see all of them
-    /// at once or none.
-    pub fn push_together<'a>(&mut self, chains: impl Iterator<Item = (&'a mut Chain, u32)>) {
+    /// Does for several chains, of which [`Chain::release`] has left the heads, what [`Queue::push`] does
+    /// for one, and lets the driver see all of them at once or none.
+    pub fn push_heads(&mut self, heads: impl Iterator<Item = (Head, u32)>) {
         let mut next_used = self.next_used;
-        for (chain, written) in chains {
-            let Some(head) = chain.release() else { continue };
+        for (Head(head), written) in heads {
             self.in_flight = self.in_flight.saturating_sub(1);
             if self.broken {
                 continue;

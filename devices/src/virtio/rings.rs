@@ -6,9 +6,8 @@
 
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 
-use vm_memory::{GuestAddress, GuestMemoryBackend};
-
 use super::device::Memory;
+use super::ram::Ram;
 
 /// Bytes of the rings beside their entries: flags, idx and the event index.
 pub(super) const META_BYTES: usize = 6;
@@ -39,17 +38,16 @@ unsafe impl Send for Rings {}
 impl Rings {
     /// The rings at `avail` and `used`, guest physical addresses aligned as §2.7 demands; `None` if
     /// either is not, or not whole, in one range of guest RAM. `size` is a power of two.
-    pub fn new(memory: &Memory, avail: u64, used: u64, size: u16) -> Option<Self> {
+    pub fn new(ram: &Ram, avail: u64, used: u64, size: u16) -> Option<Self> {
         debug_assert!(size.is_power_of_two());
         let entries = usize::from(size);
         let find = |address: u64, align: usize, bytes: usize| {
-            let slice = memory.get_slice(GuestAddress(address), bytes).ok()?;
-            let start = slice.ptr_guard_mut().as_ptr();
+            let start = ram.find(address, bytes)?;
             start.addr().is_multiple_of(align).then_some(start)
         };
         let avail = find(avail, 2, META_BYTES + AVAIL_ENTRY_BYTES * entries)?;
         let used = find(used, 4, META_BYTES + USED_ENTRY_BYTES * entries)?;
-        Some(Self { avail, used, size, _memory: memory.clone() })
+        Some(Self { avail, used, size, _memory: ram.memory().clone() })
     }
 
     /// Where the driver puts its next chain.

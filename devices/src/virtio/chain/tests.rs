@@ -6,6 +6,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use super::*;
 use crate::virtio::conformance::INDIRECT;
 use crate::virtio::device::Memory;
+use crate::virtio::ram::Ram;
 use crate::virtio::testing::{Desc, HOLE, LOW_RAM_BYTES, NEXT, WRITE, memory};
 
 const TABLE: u64 = 0x1000;
@@ -24,7 +25,7 @@ fn parse(rules: ChainRules, descs: &[Desc]) -> (Memory, Result<Chain, ChainError
     let memory = memory();
     write_table(&memory, TABLE, descs);
     let mut chain = Chain::new();
-    let result = rules.parse(&memory, 0, &mut chain).map(|()| chain);
+    let result = rules.parse(&Ram::new(&memory), 0, &mut chain).map(|()| chain);
     (memory, result)
 }
 
@@ -88,11 +89,11 @@ fn a_chain_holds_4_gib_at_the_most() {
     let mut chain = Chain::new();
 
     write_table(&memory, TABLE, &[first, rest(1)]);
-    assert_eq!(RULES.parse(&memory, 0, &mut chain), Ok(()));
+    assert_eq!(RULES.parse(&Ram::new(&memory), 0, &mut chain), Ok(()));
     assert_eq!(chain.writable_bytes(), 1 << 32);
 
     write_table(&memory, TABLE, &[first, rest(2)]);
-    assert_eq!(RULES.parse(&memory, 0, &mut chain), Err(ChainError::TooManyBytes));
+    assert_eq!(RULES.parse(&Ram::new(&memory), 0, &mut chain), Err(ChainError::TooManyBytes));
 }
 
 #[test]
@@ -163,7 +164,7 @@ proptest! {
         }
         write_table(&memory, TABLE, &descs);
         let mut chain = Chain::new();
-        RULES.parse(&memory, 0, &mut chain).unwrap();
+        RULES.parse(&Ram::new(&memory), 0, &mut chain).unwrap();
 
         let mut seen = Vec::new();
         for count in reads {

@@ -7,10 +7,10 @@ use virtio_bindings::virtio_ring::{
 };
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::volatile_memory::VolatileMemory;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
+use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice};
 
 use super::{Chain, ChainError};
-use crate::virtio::device::Memory;
+use crate::virtio::ram::Ram;
 
 /// The size of a descriptor, bytes.
 const DESCRIPTOR_BYTES: u32 = VRING_DESC_ALIGN_SIZE;
@@ -43,16 +43,16 @@ impl ChainRules {
     /// byte is a writable one, that byte as its status; no buffers.
     pub(in crate::virtio) fn parse(
         &self,
-        memory: &Memory,
+        ram: &Ram,
         head: u16,
         chain: &mut Chain,
     ) -> Result<(), ChainError> {
         chain.release();
-        if !chain.memory.as_ref().is_some_and(|known| Arc::ptr_eq(known, memory)) {
-            chain.memory = Some(memory.clone());
+        if !chain.memory.as_ref().is_some_and(|known| Arc::ptr_eq(known, ram.memory())) {
+            chain.memory = Some(ram.memory().clone());
         }
         chain.head = Some(head);
-        let mut walk = Walk { memory, chain, flaw: None };
+        let mut walk = Walk { ram, chain, flaw: None };
         let walked = self.walk(&mut walk, head);
         let flaw = walk.flaw;
         let result = walked.and(flaw.map_or(Ok(()), Err));
@@ -70,8 +70,8 @@ impl ChainRules {
 
     /// Follows the chain to its end; an error when that is not to be found.
     fn walk(&self, walk: &mut Walk<'_>, head: u16) -> Result<(), ChainError> {
-        let memory = walk.memory;
-        let mut table = table_at(memory, self.table, u32::from(self.entries) * DESCRIPTOR_BYTES)?;
+        let ram = walk.ram;
+        let mut table = table_at(ram, self.table, u32::from(self.entries) * DESCRIPTOR_BYTES)?;
         let mut entries = u32::from(self.entries);
         let mut indirect = false;
         let mut index = head;
@@ -84,7 +84,7 @@ impl ChainRules {
                 .load();
             if descriptor.flags() & F_INDIRECT != 0 {
                 self.check_indirect(&descriptor, indirect)?;
-                table = table_at(memory, descriptor.addr(), descriptor.len())?;
+                table = table_at(ram, descriptor.addr(), descriptor.len())?;
                 entries = descriptor.len() / DESCRIPTOR_BYTES;
                 indirect = true;
                 index = 0;
@@ -119,19 +119,17 @@ impl ChainRules {
 }
 
 /// A table of descriptors within one region of RAM.
-fn table_at(
-    memory: &GuestMemoryMmap<()>,
-    address: GuestAddress,
-    len: u32,
-) -> Result<VolatileSlice<'_>, ChainError> {
-    memory
-        .get_slice(address, len as usize)
-        .map_err(|_| ChainError::OutsideMemory { address: address.0, len })
+fn table_at(ram: &Ram, address: GuestAddress, len: u32) -> Result<VolatileSlice<'_>, ChainError> {
+    let bytes = len as usize;
+    let outside = ChainError::OutsideMemory { address: address.0, len };
+    let start = ram.find(address.0, bytes).ok_or(outside)?;
+    // SAFETY: these are so many bytes of guest RAM, which `ram` keeps mapped.
+    Ok(unsafe { VolatileSlice::new(start, bytes) })
 }
 
 /// A chain as far as it was followed.
 struct Walk<'a> {
-    memory: &'a GuestMemoryMmap<()>,
+    ram: &'a Ram,
     chain: &'a mut Chain,
     /// The first flaw that does not hide the chain's end.
     flaw: Option<ChainError>,
@@ -161,13 +159,14 @@ impl Walk<'_> {
             return Err(ChainError::ZeroLength);
         }
         let buffers = if writable { &mut self.chain.writable } else { &mut self.chain.readable };
-        match self.memory.get_slice(address, len as usize) {
-            Ok(slice) => buffers.push(&slice),
-            // Regions may adjoin.
-            Err(_) => {
-                for slice in self.memory.get_slices(address, len as usize) {
+        match self.ram.find(address.0, len as usize) {
+            Some(start) => buffers.push(start, len as usize),
+            // Ranges may adjoin.
+            None => {
+                for slice in self.ram.memory().get_slices(address, len as usize) {
                     let outside = |_| ChainError::OutsideMemory { address: address.0, len };
-                    buffers.push(&slice.map_err(outside)?);
+                    let slice = slice.map_err(outside)?;
+                    buffers.push(slice.ptr_guard_mut().as_ptr(), slice.len());
                 }
             }
         }

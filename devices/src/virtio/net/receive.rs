@@ -9,7 +9,7 @@ use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 use vm_memory::VolatileSlice;
 
 use crate::backend::net::{Failure, HEADER_BYTES, HEADER_NUM_BUFFERS, MAX_FRAME_BYTES, NetPort};
-use crate::virtio::chain::Chain;
+use crate::virtio::chain::{Chain, Head};
 use crate::virtio::queue::Queue;
 
 /// What a frame takes at most, header and all.
@@ -41,8 +41,8 @@ pub(super) struct ReceiveQueue {
     pub queue: Queue,
     /// In the order in which they are to be filled.
     taken: VecDeque<Taken>,
-    /// Emptied chains, to be used again.
-    spare: Vec<Chain>,
+    /// Empty but while a buffer is taken.
+    chain: Chain,
     /// The pieces of all that was taken, and one for `spill` while a frame is read.
     pieces: Pieces,
     /// Bytes of room in `taken`.
@@ -64,7 +64,7 @@ pub(super) struct ReceiveQueue {
 /// A buffer that the driver gave.
 #[derive(Debug)]
 struct Taken {
-    chain: Chain,
+    head: Head,
     /// How many of the pieces are its.
     pieces: usize,
     /// How many bytes it has room for.
@@ -84,7 +84,7 @@ struct Pieces {
     first: usize,
 }
 
-// SAFETY: the pieces lead into guest memory, which the chains beside them keep mapped and any thread
+// SAFETY: the pieces lead into guest memory, which the queue beside them keeps mapped and any thread
 // may access.
 unsafe impl Send for Pieces {}
 
@@ -118,7 +118,7 @@ impl ReceiveQueue {
         Self {
             queue,
             taken: VecDeque::new(),
-            spare: Vec::new(),
+            chain: Chain::new(),
             pieces: Pieces::default(),
             room: 0,
             expected: FIRST_EXPECTED,
@@ -140,7 +140,7 @@ impl ReceiveQueue {
         }
         let spill = iovec { iov_base: self.spill.as_mut_ptr().cast(), iov_len: self.spill.len() };
         self.pieces.all.push(spill);
-        // SAFETY: the pieces are guest memory that the chains keep mapped, and the spill.
+        // SAFETY: the pieces are guest memory that the queue keeps mapped, and the spill.
         let result = unsafe { port.receive(self.pieces.rest()) };
         self.pieces.all.pop();
         match result {
@@ -175,9 +175,8 @@ impl ReceiveQueue {
             if enough || self.pieces.len() >= MAX_PIECES {
                 break;
             }
-            let mut chain = self.spare.pop().unwrap_or_default();
-            if !self.queue.pop(&mut chain) {
-                self.spare.push(chain);
+            let chain = &mut self.chain;
+            if !self.queue.pop(chain) {
                 break;
             }
             // Of a larger one the rest is left alone.
@@ -185,13 +184,12 @@ impl ReceiveQueue {
             let pieces = chain.writable().len();
             if room < HEADER_BYTES || pieces > MAX_PIECES - self.pieces.len() {
                 // No driver means that.
-                self.queue.push(&mut chain, 0);
-                self.spare.push(chain);
+                self.queue.push(chain, 0);
                 continue;
             }
             self.pieces.append(chain.writable());
             self.room += room;
-            self.taken.push_back(Taken { chain, pieces, room });
+            self.taken.extend(chain.release().map(|head| Taken { head, pieces, room }));
         }
         !self.taken.is_empty()
     }
@@ -244,16 +242,14 @@ impl ReceiveQueue {
             copy_to(self.pieces.rest(), 0, &[0; HEADER_NUM_BUFFERS]);
         }
         let mut left = bytes;
-        let used = self.taken.range_mut(..usize::from(count)).map(|taken| {
+        let used = self.taken.drain(..usize::from(count)).map(|taken| {
             let written = taken.room.min(left);
             left -= written;
-            (&mut taken.chain, u32::try_from(written).unwrap_or(u32::MAX))
+            (taken.head, u32::try_from(written).unwrap_or(u32::MAX))
         });
-        self.queue.push_together(used);
+        self.queue.push_heads(used);
         self.pieces.consume(pieces);
         self.room -= room;
-        let emptied = self.taken.drain(..usize::from(count)).map(|taken| taken.chain);
-        self.spare.extend(emptied);
     }
 }
 
