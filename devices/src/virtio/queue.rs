@@ -158,13 +158,13 @@ impl Queue {
         signals: Arc<Signals>,
     ) -> Result<Self, QueueError> {
         setup.check(slot.max_size, &memory)?;
-        let QueueSetup { size, avail_ring, used_ring, .. } = setup;
+        let QueueSetup { size, desc_table, avail_ring, used_ring } = setup;
         let outside = QueueError::OutsideMemory { part: "used ring", address: used_ring };
         let ram = Ram::new(&memory);
-        let rings = Rings::new(&ram, avail_ring, used_ring, size).ok_or(outside)?;
+        let rings = Rings::new(&ram, desc_table, avail_ring, used_ring, size).ok_or(outside)?;
         let rules = ChainRules {
-            table: GuestAddress(setup.desc_table),
-            entries: setup.size,
+            table: GuestAddress(desc_table),
+            entries: size,
             limit: slot.max_size,
             indirect: has(features, VIRTIO_RING_F_INDIRECT_DESC),
         };
@@ -230,6 +230,9 @@ impl Queue {
                 }
             };
             self.in_flight += 1;
+            if chain.fill_with_one(&self.ram, head, &self.rings.descriptor(head)) {
+                return true;
+            }
             match self.rules.parse(&self.ram, head, chain) {
                 Ok(()) => return true,
                 Err(error) => self.answer_bad(chain, error),

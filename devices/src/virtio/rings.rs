@@ -1,16 +1,20 @@
-//! The rings of a split virtqueue (virtio 1.2 §2.7.6 to §2.7.10), in this process's memory.
+//! The parts of a split virtqueue (virtio 1.2 §2.7.5 to §2.7.10), in this process's memory.
 //!
 //! They are found once, when the queue is set up: every request touches them several times. Each access
 //! is an atomic one, since the driver's are at the same time.
 #![expect(unsafe_code, reason = "atomic accesses to guest memory through host pointers")]
 
-use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+
+use virtio_queue::desc::split::Descriptor;
 
 use super::device::Memory;
 use super::ram::Ram;
 
 /// Bytes of the rings beside their entries: flags, idx and the event index.
 pub(super) const META_BYTES: usize = 6;
+/// Bytes of a descriptor.
+const DESCRIPTOR_BYTES: usize = 16;
 /// Bytes of an entry of the available ring.
 pub(super) const AVAIL_ENTRY_BYTES: usize = 2;
 /// Bytes of an entry of the used ring.
@@ -22,9 +26,10 @@ const IDX: usize = 2;
 /// Where the entries begin.
 const ENTRIES: usize = 4;
 
-/// The rings of a queue of `size` entries.
+/// The table and the rings of a queue of `size` entries.
 #[derive(Debug)]
 pub(super) struct Rings {
+    table: *mut u8,
     avail: *mut u8,
     used: *mut u8,
     size: u16,
@@ -36,18 +41,32 @@ pub(super) struct Rings {
 unsafe impl Send for Rings {}
 
 impl Rings {
-    /// The rings at `avail` and `used`, guest physical addresses aligned as §2.7 demands; `None` if
-    /// either is not, or not whole, in one range of guest RAM. `size` is a power of two.
-    pub fn new(ram: &Ram, avail: u64, used: u64, size: u16) -> Option<Self> {
+    /// The parts of a queue at `table`, `avail` and `used`, guest physical addresses aligned as §2.7
+    /// demands; `None` if one is not, or not whole, in one range of guest RAM. `size` is a power of two.
+    pub fn new(ram: &Ram, table: u64, avail: u64, used: u64, size: u16) -> Option<Self> {
         debug_assert!(size.is_power_of_two());
         let entries = usize::from(size);
         let find = |address: u64, align: usize, bytes: usize| {
             let start = ram.find(address, bytes)?;
             start.addr().is_multiple_of(align).then_some(start)
         };
+        let table = find(table, 16, DESCRIPTOR_BYTES * entries)?;
         let avail = find(avail, 2, META_BYTES + AVAIL_ENTRY_BYTES * entries)?;
         let used = find(used, 4, META_BYTES + USED_ENTRY_BYTES * entries)?;
-        Some(Self { avail, used, size, _memory: ram.memory().clone() })
+        Some(Self { table, avail, used, size, _memory: ram.memory().clone() })
+    }
+
+    /// The descriptor at `index`, below the queue's size, as it is now.
+    pub fn descriptor(&self, index: u16) -> Descriptor {
+        let half = |offset| {
+            let at = DESCRIPTOR_BYTES * usize::from(self.entry(index)) + offset;
+            // SAFETY: the table was found to be whole and aligned to 16 bytes, `entry` is below its size,
+            // and the offsets are those of the two halves of a descriptor.
+            let half = unsafe { AtomicU64::from_ptr(self.table.wrapping_add(at).cast()) };
+            u64::from_le(half.load(Ordering::Relaxed))
+        };
+        let (address, rest) = (half(0), half(size_of::<u64>()));
+        Descriptor::new(address, rest as u32, (rest >> 32) as u16, (rest >> 48) as u16)
     }
 
     /// Where the driver puts its next chain.

@@ -47,11 +47,7 @@ impl ChainRules {
         head: u16,
         chain: &mut Chain,
     ) -> Result<(), ChainError> {
-        chain.release();
-        if !chain.memory.as_ref().is_some_and(|known| Arc::ptr_eq(known, ram.memory())) {
-            chain.memory = Some(ram.memory().clone());
-        }
-        chain.head = Some(head);
+        chain.begin(ram, head);
         let mut walk = Walk { ram, chain, flaw: None };
         let walked = self.walk(&mut walk, head);
         let flaw = walk.flaw;
@@ -115,6 +111,36 @@ impl ChainRules {
         } else {
             Ok(())
         }
+    }
+}
+
+impl Chain {
+    /// Fills the chain with the one at `head` if `descriptor` is all of it and without a flaw, as a
+    /// network's buffers for frames are; false otherwise, for [`ChainRules::parse`] to tell what it is.
+    pub(in crate::virtio) fn fill_with_one(
+        &mut self,
+        ram: &Ram,
+        head: u16,
+        descriptor: &Descriptor,
+    ) -> bool {
+        let (len, flags) = (descriptor.len(), descriptor.flags());
+        if len == 0 || flags & (F_NEXT | F_INDIRECT) != 0 {
+            return false;
+        }
+        let Some(start) = ram.find(descriptor.addr().0, len as usize) else { return false };
+        self.begin(ram, head);
+        let buffers = if flags & F_WRITE != 0 { &mut self.writable } else { &mut self.readable };
+        buffers.push(start, len as usize);
+        true
+    }
+
+    /// Empties the chain, to be filled with the one at `head`.
+    fn begin(&mut self, ram: &Ram, head: u16) {
+        self.release();
+        if !self.memory.as_ref().is_some_and(|known| Arc::ptr_eq(known, ram.memory())) {
+            self.memory = Some(ram.memory().clone());
+        }
+        self.head = Some(head);
     }
 }
 

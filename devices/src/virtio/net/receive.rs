@@ -65,10 +65,10 @@ pub(super) struct ReceiveQueue {
 #[derive(Debug)]
 struct Taken {
     head: Head,
-    /// How many of the pieces are its.
-    pieces: usize,
-    /// How many bytes it has room for.
-    room: usize,
+    /// How many of the pieces are its, [`MAX_PIECES`] at the most.
+    pieces: u16,
+    /// How many bytes it has room for, [`MAX_BYTES`] at the most.
+    room: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -180,16 +180,18 @@ impl ReceiveQueue {
                 break;
             }
             // Of a larger one the rest is left alone.
-            let room = chain.writable_bytes().min(MAX_BYTES as u64) as usize;
+            let room = chain.writable_bytes().min(MAX_BYTES as u64) as u32;
             let pieces = chain.writable().len();
-            if room < HEADER_BYTES || pieces > MAX_PIECES - self.pieces.len() {
+            if (room as usize) < HEADER_BYTES || pieces > MAX_PIECES - self.pieces.len() {
                 // No driver means that.
                 self.queue.push(chain, 0);
                 continue;
             }
             self.pieces.append(chain.writable());
-            self.room += room;
-            self.taken.extend(chain.release().map(|head| Taken { head, pieces, room }));
+            self.room += room as usize;
+            if let Some(head) = chain.release() {
+                self.taken.push_back(Taken { head, pieces: pieces as u16, room });
+            }
         }
         !self.taken.is_empty()
     }
@@ -231,7 +233,9 @@ impl ReceiveQueue {
     fn hand_over(&mut self, bytes: usize) {
         let (mut count, mut room, mut pieces) = (0u16, 0, 0);
         for taken in &self.taken {
-            (count, room, pieces) = (count + 1, room + taken.room, pieces + taken.pieces);
+            count += 1;
+            room += taken.room as usize;
+            pieces += usize::from(taken.pieces);
             if room >= bytes {
                 break;
             }
@@ -243,9 +247,9 @@ impl ReceiveQueue {
         }
         let mut left = bytes;
         let used = self.taken.drain(..usize::from(count)).map(|taken| {
-            let written = taken.room.min(left);
+            let written = (taken.room as usize).min(left);
             left -= written;
-            (taken.head, u32::try_from(written).unwrap_or(u32::MAX))
+            (taken.head, written as u32)
         });
         self.queue.push_heads(used);
         self.pieces.consume(pieces);
