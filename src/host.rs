@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "asks the kernel by bare system calls and the processor by CPUID")]
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::Path;
 
@@ -61,27 +62,52 @@ pub fn has_program(name: &str) -> bool {
 /// use. What runs from now on is brought in again page by page, from the file or the host's cache of
 /// it; what only the start needed is not.
 pub fn release_start() {
-    unsafe extern "C" {
-        // Of the linker's (ld(1), PROVIDE in its default script): where the program begins, and where
-        // its code ends. What lies between is read-only and as it is in the file: what the loader
-        // relocates comes after it.
-        static __executable_start: u8;
-        static etext: u8;
-    }
-    const PAGE_BYTES: usize = 4096;
-    let start = (&raw const __executable_start).addr();
-    let end = (&raw const etext).addr() / PAGE_BYTES * PAGE_BYTES;
-    // SAFETY: the pages are private mappings of a file that nobody has written to, so that what is
-    // read there later is what was there before.
-    unsafe {
-        libc::madvise(
-            std::ptr::with_exposed_provenance_mut(start),
-            end.saturating_sub(start),
-            libc::MADV_DONTNEED,
-        );
+    for pages in unwritten_pages() {
+        let start = std::ptr::with_exposed_provenance_mut(pages.start);
+        // SAFETY: the pages are private mappings of a file that nobody writes to, so that what is read
+        // there later is what was there before.
+        unsafe { libc::madvise(start, pages.len(), libc::MADV_DONTNEED) };
     }
     // SAFETY: the call has no preconditions.
     unsafe { libc::malloc_trim(0) };
+}
+
+/// The addresses of the whole pages of this program's file that are mapped and never written to.
+///
+/// They are those of the segments that the loader neither writes nor relocates (PT_LOAD without PF_W).
+/// What lies between two segments is not the program's: the kernel may put any mapping there.
+fn unwritten_pages() -> Vec<Range<usize>> {
+    const PAGE_BYTES: usize = 4096;
+
+    unsafe extern "C" fn add(
+        object: *mut libc::dl_phdr_info,
+        _size: libc::size_t,
+        found: *mut libc::c_void,
+    ) -> libc::c_int {
+        // SAFETY: dl_iterate_phdr(3) lends the object and its headers.
+        let object = unsafe { &*object };
+        // SAFETY: it passes `found` on, which nobody else uses meanwhile.
+        let found = unsafe { &mut *found.cast::<Vec<Range<usize>>>() };
+        // SAFETY: the headers are the object's.
+        let headers =
+            unsafe { std::slice::from_raw_parts(object.dlpi_phdr, object.dlpi_phnum.into()) };
+        let base = object.dlpi_addr as usize;
+        let is_unwritten =
+            |h: &&libc::Elf64_Phdr| h.p_type == libc::PT_LOAD && h.p_flags & libc::PF_W == 0;
+        found.extend(headers.iter().filter(is_unwritten).map(|header| {
+            let start = base + header.p_vaddr as usize;
+            let end = start + header.p_memsz as usize;
+            let start = start.next_multiple_of(PAGE_BYTES);
+            start..(end / PAGE_BYTES * PAGE_BYTES).max(start)
+        }));
+        // The program is the first object; libraries are left alone.
+        1
+    }
+
+    let mut found = Vec::new();
+    // SAFETY: `add` is called during this call only, with the pointer to `found`.
+    unsafe { libc::dl_iterate_phdr(Some(add), (&raw mut found).cast()) };
+    found
 }
 
 /// Sets up an io_uring and drops it.
@@ -98,5 +124,35 @@ pub fn io_uring_works() -> io::Result<()> {
             Ok(())
         }
         _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_given_back_is_of_this_program_and_never_written_to() {
+        let program = std::env::current_exe().unwrap();
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let mappings: Vec<(Range<usize>, &str)> = maps
+            .lines()
+            .filter(|line| line.ends_with(program.to_str().unwrap()))
+            .map(|line| {
+                let (addresses, rest) = line.split_once(' ').unwrap();
+                let (start, end) = addresses.split_once('-').unwrap();
+                let number = |hex| usize::from_str_radix(hex, 16).unwrap();
+                (number(start)..number(end), rest)
+            })
+            .collect();
+        let given_back = unwritten_pages();
+        assert!(given_back.iter().map(ExactSizeIterator::len).sum::<usize>() > 1 << 20);
+        for pages in given_back {
+            let (_, mode) = mappings
+                .iter()
+                .find(|(mapped, _)| mapped.start <= pages.start && pages.end <= mapped.end)
+                .expect("each range lies within one mapping");
+            assert!(!mode.starts_with("rw"), "{pages:x?} is {mode}");
+        }
     }
 }
