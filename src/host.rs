@@ -28,6 +28,16 @@ fn processor_virtualises() -> bool {
     __cpuid(1).ecx & VMX != 0 || svm
 }
 
+/// Whether this host's processor is a program that translates instructions: QEMU's TCG, by its
+/// signature in CPUID leaf 4000_0000h.
+pub fn is_translated() -> bool {
+    const HYPERVISOR: u32 = 1 << 31;
+    const SIGNATURE: u32 = 0x4000_0000;
+    const TCG: u32 = u32::from_le_bytes(*b"TCGT");
+    use std::arch::x86_64::__cpuid;
+    __cpuid(1).ecx & HYPERVISOR != 0 && __cpuid(SIGNATURE).ebx == TCG
+}
+
 /// The version of the Landlock interface; none where Landlock is missing or switched off.
 pub fn landlock_abi() -> Option<i64> {
     const LANDLOCK_CREATE_RULESET_VERSION: libc::c_ulong = 1;

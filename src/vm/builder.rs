@@ -15,15 +15,17 @@ use super::confine::Intent;
 use super::control::{self, Control};
 use super::open::Opened;
 use super::{Machine, Mailbox, Outcome, VmError, legacy, virtio};
+use crate::arch::x86_64::cpuid::{self, Shortcomings};
 use crate::arch::x86_64::regs::LongModeTables;
 use crate::arch::x86_64::topology::Topology;
-use crate::arch::x86_64::{cpuid, msrs, regs};
+use crate::arch::x86_64::{msrs, regs};
 use crate::boot::acpi::MmioDevice;
 use crate::boot::cmdline::{self, CmdlineParts};
 use crate::boot::params::{self, BootEntry, BootSources};
 use crate::boot::{acpi, initrd, kernel, long_mode};
 use crate::config::{DEFAULT_SHUTDOWN_TIMEOUT, VmConfig};
 use crate::event_loop::EventLoop;
+use crate::host;
 use crate::irq;
 use crate::memory::GuestRam;
 use crate::memory::layout;
@@ -70,6 +72,7 @@ pub fn build(config: &VmConfig) -> Result<Machine, VmError> {
     let virtio = virtio::attach(config, opened, &places, &vm, &ram, &mut mmio, &mut event_loop)?;
     let (ports, mmio) = (Arc::new(legacy.ports), Arc::new(mmio));
 
+    let shortcomings = Shortcomings { no_hypercalls: assisted, translated: host::is_translated() };
     let start_vcpu = confinement.thread_start(Kind::Vcpu);
     let mut vcpus = Vec::new();
     for index in 0..config.cpus.count {
@@ -77,7 +80,7 @@ pub fn build(config: &VmConfig) -> Result<Machine, VmError> {
         let fd = vm
             .create_vcpu(apic_id.into())
             .map_err(|source| VmError::Kvm { call: "create a vCPU", source })?;
-        let cpuid = cpuid::for_cpu(&supported, index, &topology, !assisted);
+        let cpuid = cpuid::for_cpu(&supported, index, &topology, shortcomings);
         let prepared = match index {
             0 => prepare_boot_vcpu(&fd, &cpuid, &entry),
             _ => prepare_vcpu(&fd, &cpuid),

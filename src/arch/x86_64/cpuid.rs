@@ -8,7 +8,9 @@ use super::topology::Topology;
 mod leaf {
     pub const FEATURES: u32 = 0x1;
     pub const CACHES: u32 = 0x4;
+    pub const STRUCTURED_FEATURES: u32 = 0x7;
     pub const TOPOLOGY: u32 = 0xb;
+    pub const EXTENDED_STATE: u32 = 0xd;
     pub const TOPOLOGY_V2: u32 = 0x1f;
     pub const KVM_SIGNATURE: u32 = 0x4000_0000;
     pub const KVM_FEATURES: u32 = 0x4000_0001;
@@ -37,9 +39,40 @@ const TOPOLOGY_EXTENSIONS: u32 = 1 << 22;
 /// PV_SCHED_YIELD (13), HC_MAP_GPA_RANGE (16); Documentation/virt/kvm/x86/cpuid.rst.
 const FEATURES_BY_HYPERCALL: u32 = 1 << 7 | 1 << 11 | 1 << 13 | 1 << 16;
 
+/// Leaf 1 ECX: FMA (12), XSAVE (26), OSXSAVE (27), AVX (28), F16C (29).
+const FEATURES_BY_EXTENDED_STATE: u32 = 1 << 12 | 0b1111 << 26;
+/// Leaf 7 EBX bit 5: AVX2.
+const AVX2: u32 = 1 << 5;
+/// Leaf 7 ECX: VAES (9), VPCLMULQDQ (10).
+const VECTOR_CIPHERS: u32 = 0b11 << 9;
+/// Leaf 7 EBX bit 9: REP MOVSB and REP STOSB are fast (ERMS).
+const FAST_STRINGS: u32 = 1 << 9;
+/// Leaf 7 EDX bit 4: REP MOVSB is fast for few bytes too (FSRM).
+const FAST_SHORT_MOVES: u32 = 1 << 4;
+/// Leaf 7, sub-leaf 1, EAX: REP MOVSB of nothing, short REP STOSB, short REP CMPSB and SCASB are fast
+/// (FZRM, FSRS, FSRC).
+const FAST_SHORT_STRINGS: u32 = 0b111 << 10;
+
+/// What a host does not do although its KVM and its processor say so.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Shortcomings {
+    /// A hypercall does not work.
+    pub no_hypercalls: bool,
+    /// The processor is a program that translates instructions, QEMU's TCG. It repeats a string
+    /// instruction element by element, so that one of bytes takes eight times as long as one of
+    /// quadwords, and it lets a guest change XCR0 behind KVM's back, so that guest and host spoil each
+    /// other's extended state.
+    pub translated: bool,
+}
+
 /// Turns what KVM supports into what the logical processor `cpu` of a machine arranged as
-/// `topology` shows. `hypercalls` is false on a KVM where a hypercall does not work.
-pub fn for_cpu(supported: &CpuId, cpu: u32, topology: &Topology, hypercalls: bool) -> CpuId {
+/// `topology` shows on a host with `shortcomings`.
+pub fn for_cpu(
+    supported: &CpuId,
+    cpu: u32,
+    topology: &Topology,
+    shortcomings: Shortcomings,
+) -> CpuId {
     let mut cpuid = supported.clone();
     let apic_id = topology.apic_id(cpu);
     // The host's levels; leaf Bh has the guest's.
@@ -49,7 +82,7 @@ pub fn for_cpu(supported: &CpuId, cpu: u32, topology: &Topology, hypercalls: boo
             leaf::FEATURES => features(entry, apic_id, topology),
             leaf::CACHES => caches(entry, topology),
             leaf::KVM_SIGNATURE => entry.eax = entry.eax.max(leaf::KVM_FEATURES),
-            leaf::KVM_FEATURES if !hypercalls => entry.eax &= !FEATURES_BY_HYPERCALL,
+            leaf::KVM_FEATURES if shortcomings.no_hypercalls => entry.eax &= !FEATURES_BY_HYPERCALL,
             leaf::AMD_FEATURES => amd_features(entry, topology),
             leaf::AMD_SIZES => amd_sizes(entry, topology),
             leaf::AMD_CACHES => amd_caches(entry, topology),
@@ -57,9 +90,29 @@ pub fn for_cpu(supported: &CpuId, cpu: u32, topology: &Topology, hypercalls: boo
             _ => {}
         }
     }
+    if shortcomings.translated {
+        hide_what_translators_do_badly(&mut cpuid);
+    }
     extended_topology(&mut cpuid, apic_id, topology);
     brand_string(&mut cpuid);
     cpuid
+}
+
+/// Leaves the guest with quadword moves and FXSAVE.
+fn hide_what_translators_do_badly(cpuid: &mut CpuId) {
+    cpuid.retain(|entry| entry.function != leaf::EXTENDED_STATE);
+    for entry in cpuid.as_mut_slice() {
+        match (entry.function, entry.index) {
+            (leaf::FEATURES, _) => entry.ecx &= !FEATURES_BY_EXTENDED_STATE,
+            (leaf::STRUCTURED_FEATURES, 0) => {
+                entry.ebx &= !(AVX2 | FAST_STRINGS);
+                entry.ecx &= !VECTOR_CIPHERS;
+                entry.edx &= !FAST_SHORT_MOVES;
+            }
+            (leaf::STRUCTURED_FEATURES, 1) => entry.eax &= !FAST_SHORT_STRINGS,
+            _ => {}
+        }
+    }
 }
 
 /// Leaves 8000_0002h to 8000_0004h, which KVM leaves empty: the host processor's name.
@@ -204,7 +257,7 @@ mod tests {
             let table = supported(&[0x1, 0xb, 0x1f, 0x8000_001e]);
 
             for cpu in 0..topology.cpus_per_socket() * sockets {
-                let cpuid = for_cpu(&table, cpu, &topology, true);
+                let cpuid = for_cpu(&table, cpu, &topology, Shortcomings::default());
 
                 let id = topology.apic_id(cpu);
                 assert_eq!(find(&cpuid, 0x1, 0).ebx >> 24, id & 0xff);
@@ -221,7 +274,7 @@ mod tests {
         let topology = Topology { threads_per_core: 2, cores_per_socket: 3, sockets: 2 };
         let table = supported(&[0x1, 0x4, 0xb, 0x8000_0001, 0x8000_0008, 0x8000_001e]);
 
-        let cpuid = for_cpu(&table, 9, &topology, true);
+        let cpuid = for_cpu(&table, 9, &topology, Shortcomings::default());
 
         let (thread_bits, socket_shift) = (1, 3);
         let logical = find(&cpuid, 0x1, 0);
@@ -241,7 +294,7 @@ mod tests {
     fn the_topology_leaf_names_threads_then_cores_then_ends() {
         let topology = Topology { threads_per_core: 2, cores_per_socket: 4, sockets: 1 };
 
-        let cpuid = for_cpu(&supported(&[0xb]), 0, &topology, true);
+        let cpuid = for_cpu(&supported(&[0xb]), 0, &topology, Shortcomings::default());
 
         let rows: Vec<_> = (0..3)
             .map(|index| find(&cpuid, 0xb, index))
@@ -254,7 +307,7 @@ mod tests {
     fn the_brand_string_is_that_of_the_host() {
         let table = supported(&[0x8000_0002, 0x8000_0003, 0x8000_0004]);
 
-        let cpuid = for_cpu(&table, 0, &Topology::flat(1), true);
+        let cpuid = for_cpu(&table, 0, &Topology::flat(1), Shortcomings::default());
 
         for function in 0x8000_0002..=0x8000_0004 {
             let (host, shown) = (std::arch::x86_64::__cpuid(function), find(&cpuid, function, 0));
@@ -268,16 +321,44 @@ mod tests {
         table.as_mut_slice()[0].eax = u32::MAX;
         let topology = Topology::flat(1);
 
-        let with = for_cpu(&table, 0, &topology, true);
-        let without = for_cpu(&table, 0, &topology, false);
+        let with = for_cpu(&table, 0, &topology, Shortcomings::default());
+        let without = for_cpu(
+            &table,
+            0,
+            &topology,
+            Shortcomings { no_hypercalls: true, ..Default::default() },
+        );
 
         assert_eq!(find(&with, 0x4000_0001, 0).eax, u32::MAX);
         assert_eq!(find(&without, 0x4000_0001, 0).eax, !FEATURES_BY_HYPERCALL);
     }
 
     #[test]
+    fn a_translated_processor_shows_neither_fast_strings_nor_extended_state() {
+        let mut table = supported(&[0x1, 0x7, 0x7, 0xd]);
+        for entry in table.as_mut_slice() {
+            (entry.eax, entry.ebx, entry.ecx, entry.edx) = (!0, !0, !0, !0);
+        }
+        table.as_mut_slice()[2].index = 1;
+        let topology = Topology::flat(1);
+        let translated = Shortcomings { translated: true, ..Default::default() };
+
+        let hidden = for_cpu(&table, 0, &topology, translated);
+        let shown = for_cpu(&table, 0, &topology, Shortcomings::default());
+
+        assert_eq!(find(&hidden, 0x1, 0).ecx, !0x3c00_1000);
+        let features = find(&hidden, 0x7, 0);
+        assert_eq!((features.ebx, features.ecx, features.edx), (!0x220, !0x600, !0x10));
+        assert_eq!(find(&hidden, 0x7, 1).eax, !0x1c00);
+        assert!(hidden.as_slice().iter().all(|entry| entry.function != 0xd));
+        assert_eq!(find(&shown, 0x1, 0).ecx, !0);
+        assert_eq!(find(&shown, 0x7, 0).ebx, !0);
+        assert_eq!(find(&shown, 0xd, 0).eax, !0);
+    }
+
+    #[test]
     fn a_hypervisor_and_a_deadline_timer_are_always_announced() {
-        let cpuid = for_cpu(&supported(&[0x1]), 0, &Topology::flat(1), true);
+        let cpuid = for_cpu(&supported(&[0x1]), 0, &Topology::flat(1), Shortcomings::default());
 
         let ecx = find(&cpuid, 0x1, 0).ecx;
         assert_eq!(ecx & (HYPERVISOR | TSC_DEADLINE), HYPERVISOR | TSC_DEADLINE);
