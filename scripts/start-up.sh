@@ -45,7 +45,8 @@ case "${1-}" in
     '')
         scripts/lab.sh counting alcove="$alcove" guest/vmlinux=target/guest/vmlinux \
             guest/initramfs.cpio=target/guest/initramfs.cpio \
-            -- alcove bench start boot --guest guest --runs 2 | tee "$work/table" | grep --text -E '^(start|boot) '
+            -- sh -c 'alcove bench start boot --guest guest --runs 2 2>errors || { cat errors; exit 1; }' |
+            tee "$work/table" | grep --text -E '^(start|boot) '
         awk -F '   *' '
             { gsub(/\r|,/, "") }
             / exec to first output / { start = $4 + 0 }

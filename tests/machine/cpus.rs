@@ -17,13 +17,26 @@ pub fn linux_finds_its_cpus() {
              [ $(nproc) = {count} ] || exit 1
              [ $(cat core_cpus_list) = {core} ] || exit 2
              [ $(cat package_cpus_list) = {socket} ] || exit 3
+             grep -m 1 flags /proc/cpuinfo
              exit 42"
         );
 
         let ended = run_script(&script, &[], &["--cpus", given]).expect(42);
 
         assert!(!ended.stderr.contains("vCPUs"), "{}", ended.stderr);
+        for feature in ["erms", "fsrm", "xsave", "avx2", "rep_good"] {
+            let expected =
+                host_has(feature) && (feature == "rep_good" || !alcove::host::is_translated());
+            let found = ended.stdout.split_whitespace().any(|word| word == feature);
+            assert_eq!(found, expected, "{feature}: {}", ended.stdout);
+        }
     }
+}
+
+/// Whether the host's Linux lists a processor's `feature`.
+fn host_has(feature: &str) -> bool {
+    let processors = std::fs::read_to_string("/proc/cpuinfo").unwrap();
+    processors.split_whitespace().any(|word| word == feature)
 }
 
 pub fn a_storm_of_interrupts_leaves_two_cpus_consistent() {

@@ -20,7 +20,7 @@ pub enum Need {
     DebianKernels,
     /// Port accesses that take microseconds; emulated hardware takes tens.
     FastPorts,
-    /// A processor that gives the guest an XCR0 of its own.
+    /// A processor that gives the guest an XCR0 of its own, and with it AVX.
     GuestXcr0,
     /// The guest that `make guest` builds.
     Guest,
@@ -56,7 +56,9 @@ impl Need {
                 (guest_file("debian-6.12").exists(), "no kernels of Debian's; run make lab")
             }
             Self::FastPorts => (!crate::lab::is_inside(), "the lab's ports are slow"),
-            Self::GuestXcr0 => (!crate::lab::is_inside(), "the lab's AMD-V does not switch XCR0"),
+            Self::GuestXcr0 => {
+                (!alcove::host::is_translated(), "a translated processor does not switch XCR0")
+            }
             Self::Guest => (guest_file("vmlinux").exists(), "no guest; run make guest"),
             Self::Root => (is_root(), "only root may do it"),
             Self::DebugBuild => {
