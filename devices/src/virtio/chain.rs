@@ -13,7 +13,7 @@ use super::device::Memory;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ChainError {
-    /// More descriptors than the queue has entries, or a loop.
+    /// More descriptors than a queue as large as the device offers would have, or a loop.
     #[error("the chain has more than {limit} descriptors or loops")]
     TooLong {
         /// The most that are allowed.
@@ -137,6 +137,8 @@ impl Buffers {
 pub struct Chain {
     /// `Some` from [`Queue::pop`](super::queue::Queue::pop) to `push`.
     head: Option<u16>,
+    /// Descriptors of its queue's table.
+    descriptors: u16,
     readable: Buffers,
     writable: Buffers,
     status: Option<*mut u8>,
@@ -226,6 +228,11 @@ impl Chain {
     /// The index of the chain's first descriptor, while the chain is out of its queue.
     pub fn head(&self) -> Option<u16> {
         self.head
+    }
+
+    /// How many descriptors of its queue's table the chain takes, those of an indirect table not counted.
+    pub fn descriptors(&self) -> u16 {
+        self.descriptors
     }
 
     /// Empties the chain and leaves what its queue must have back; `None` if it is out of no queue.

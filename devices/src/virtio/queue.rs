@@ -159,6 +159,7 @@ impl Queue {
     ) -> Result<Self, QueueError> {
         setup.check(slot.max_size, &memory)?;
         let QueueSetup { size, desc_table, avail_ring, used_ring } = setup;
+        // Not for what the check has passed.
         let outside = QueueError::OutsideMemory { part: "used ring", address: used_ring };
         let ram = Ram::new(&memory);
         let rings = Rings::new(&ram, desc_table, avail_ring, used_ring, size).ok_or(outside)?;

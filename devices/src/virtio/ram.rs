@@ -1,7 +1,7 @@
 //! Guest RAM as memory of this process.
 //!
-//! Each buffer that a driver names is looked up, so a look-up is a few instructions: guests have two or
-//! three ranges of RAM, which are kept side by side here.
+//! Each buffer that a driver names is looked up, so a look-up is a few instructions: guests have one or
+//! two ranges of RAM, which are kept side by side here.
 #![expect(unsafe_code, reason = "says that host pointers may go to other threads")]
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};

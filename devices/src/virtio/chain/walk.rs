@@ -72,8 +72,12 @@ impl ChainRules {
         let mut indirect = false;
         let mut index = head;
         let mut count = 0u16;
+        walk.chain.descriptors = 0;
         loop {
             let offset = usize::from(index) * DESCRIPTOR_BYTES as usize;
+            if !indirect {
+                walk.chain.descriptors = walk.chain.descriptors.saturating_add(1);
+            }
             let descriptor = table
                 .get_ref::<Descriptor>(offset)
                 .map_err(|_| ChainError::NextOutsideTable { index, entries })?
@@ -129,6 +133,7 @@ impl Chain {
         }
         let Some(start) = ram.find(descriptor.addr().0, len as usize) else { return false };
         self.begin(ram, head);
+        self.descriptors = 1;
         let buffers = if flags & F_WRITE != 0 { &mut self.writable } else { &mut self.readable };
         buffers.push(start, len as usize);
         true

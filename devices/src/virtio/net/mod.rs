@@ -264,11 +264,10 @@ impl VirtioDevice for VirtioNet {
     }
 
     fn reset(&mut self) {
-        // The threads take note as they stop.
         self.shared.set_active_pairs(1);
         self.shared.set_receive_offloads(0);
         for server in &self.servers {
-            server.change(|pair| *pair = Pair::default());
+            server.change(|pair| *pair = Pair { was_reset: true, ..Pair::default() });
         }
     }
 

@@ -5,7 +5,6 @@ use std::collections::VecDeque;
 
 use libc::iovec;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MRG_RXBUF};
-use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 use vm_memory::VolatileSlice;
 
 use crate::backend::net::{Failure, HEADER_BYTES, HEADER_NUM_BUFFERS, MAX_FRAME_BYTES, NetPort};
@@ -47,6 +46,8 @@ pub(super) struct ReceiveQueue {
     pieces: Pieces,
     /// Bytes of room in `taken`.
     room: usize,
+    /// Descriptors of the queue's table in `taken`.
+    descriptors: usize,
     /// The room that is made before a frame is read: what recent frames took.
     expected: usize,
     spill: Box<[u8]>,
@@ -57,8 +58,6 @@ pub(super) struct ReceiveQueue {
     mergeable: bool,
     /// The driver takes frames as on a wire only.
     is_plain: bool,
-    /// A buffer may have more pieces than it takes descriptors.
-    indirect: bool,
 }
 
 /// A buffer that the driver gave.
@@ -67,6 +66,8 @@ struct Taken {
     head: Head,
     /// How many of the pieces are its, [`MAX_PIECES`] at the most.
     pieces: u16,
+    /// How many descriptors of the queue's table it takes.
+    descriptors: u16,
     /// How many bytes it has room for, [`MAX_BYTES`] at the most.
     room: u32,
 }
@@ -121,12 +122,12 @@ impl ReceiveQueue {
             chain: Chain::new(),
             pieces: Pieces::default(),
             room: 0,
+            descriptors: 0,
             expected: FIRST_EXPECTED,
             spill: vec![0; MAX_BYTES].into_boxed_slice(),
             waiting: None,
             mergeable: has(VIRTIO_NET_F_MRG_RXBUF),
             is_plain: !has(VIRTIO_NET_F_GUEST_CSUM),
-            indirect: has(VIRTIO_RING_F_INDIRECT_DESC),
         }
     }
 
@@ -179,7 +180,7 @@ impl ReceiveQueue {
             if !self.queue.pop(chain) {
                 break;
             }
-            // Of a larger one the rest is left alone.
+            // No frame needs more.
             let room = chain.writable_bytes().min(MAX_BYTES as u64) as u32;
             let pieces = chain.writable().len();
             if (room as usize) < HEADER_BYTES || pieces > MAX_PIECES - self.pieces.len() {
@@ -188,9 +189,11 @@ impl ReceiveQueue {
                 continue;
             }
             self.pieces.append(chain.writable());
-            self.room += room as usize;
+            let descriptors = chain.descriptors();
             if let Some(head) = chain.release() {
-                self.taken.push_back(Taken { head, pieces: pieces as u16, room });
+                self.room += room as usize;
+                self.descriptors += usize::from(descriptors);
+                self.taken.push_back(Taken { head, pieces: pieces as u16, descriptors, room });
             }
         }
         !self.taken.is_empty()
@@ -198,10 +201,7 @@ impl ReceiveQueue {
 
     /// Whether the driver can make no more room before it gets some buffers back.
     fn is_exhausted(&self) -> bool {
-        let size = self.queue.size();
-        self.pieces.len() >= MAX_PIECES
-            || self.queue.in_flight() >= size
-            || (!self.indirect && self.pieces.len() >= usize::from(size))
+        self.pieces.len() >= MAX_PIECES || self.descriptors >= usize::from(self.queue.size())
     }
 
     /// Gives the guest the frame `waiting`, once there is room for all of it.
@@ -231,11 +231,12 @@ impl ReceiveQueue {
 
     /// Uses the buffers that hold a frame of `bytes`.
     fn hand_over(&mut self, bytes: usize) {
-        let (mut count, mut room, mut pieces) = (0u16, 0, 0);
+        let (mut count, mut room, mut pieces, mut descriptors) = (0u16, 0, 0, 0);
         for taken in &self.taken {
             count += 1;
             room += taken.room as usize;
             pieces += usize::from(taken.pieces);
+            descriptors += usize::from(taken.descriptors);
             if room >= bytes {
                 break;
             }
@@ -254,6 +255,7 @@ impl ReceiveQueue {
         self.queue.push_heads(used);
         self.pieces.consume(pieces);
         self.room -= room;
+        self.descriptors -= descriptors;
     }
 }
 

@@ -32,6 +32,8 @@ pub(super) struct Shared {
     pub features: AtomicU64,
     /// What the driver does itself of the frames that it receives, as feature bits.
     pub receive_offloads: AtomicU64,
+    /// The same as far as the network knows it; at first it knows nothing.
+    applied_offloads: AtomicU64,
     pub metrics: NetMetrics,
     /// Wakes each thread.
     pub kicks: Vec<Arc<EventFd>>,
@@ -50,6 +52,7 @@ impl Shared {
             active_pairs: AtomicU16::new(1),
             features: AtomicU64::new(0),
             receive_offloads: AtomicU64::new(0),
+            applied_offloads: AtomicU64::new(u64::MAX),
             metrics: NetMetrics::default(),
             kicks,
             link_is_up: AtomicBool::new(true),
@@ -100,6 +103,18 @@ impl Shared {
     pub fn set_receive_offloads(&self, bits: u64) {
         self.receive_offloads.store(bits, Ordering::Release);
         self.wake_all();
+    }
+
+    /// The network leaves so much to the driver from now on.
+    pub fn set_applied_offloads(&self, bits: u64) {
+        self.applied_offloads.store(bits, Ordering::Release);
+        self.wake_all();
+    }
+
+    /// Whether the network leaves to the driver what the driver does itself, and no more.
+    pub fn offloads_are_applied(&self) -> bool {
+        self.applied_offloads.load(Ordering::Acquire)
+            == self.receive_offloads.load(Ordering::Acquire)
     }
 
     fn wake_all(&self) {

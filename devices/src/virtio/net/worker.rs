@@ -1,4 +1,4 @@
-//! The thread that serves one pair of queues, and the control queue with the first.
+//! The thread that serves one pair of queues, and the control queue if that is woken by the same kick.
 //!
 //! It sleeps until the driver kicks or the network has become ready, both told edge by edge, so that
 //! nothing needs to be read to be woken again. Frames then go both ways in batches, each batch with
@@ -35,8 +35,9 @@ const RECEIVE_TIMER: u64 = 2;
 const SEND_TIMER: u64 = 3;
 const CONTROL_TIMER: u64 = 4;
 
-/// Commands that the control queue carries out in a second, and at once after a rest. Each may have the
-/// host's kernel wait with a lock that all its networks share.
+/// Commands that the control queue carries out in a second, and at once after a rest; changes of the
+/// offloads by a driver that starts likewise. Each may have the host's kernel wait with a lock that all
+/// its networks share.
 const CONTROL_RATE: Rate =
     Rate { per_second: NonZeroU64::new(16).unwrap(), burst: NonZeroU64::new(64).unwrap() };
 
@@ -49,13 +50,17 @@ const PORT_EVENTS: epoll::EventFlags =
 pub(super) struct Pair {
     pub receive: Option<ReceiveQueue>,
     pub transmit: Option<Queue>,
-    /// The first pair's thread has it.
+    /// The first pair's thread has it; the second's where there is one that the driver does not use.
     pub control: Option<Queue>,
+    /// The thread shall take note that the device was reset, with queues or without.
+    pub was_reset: bool,
 }
 
 impl Work for Pair {
     fn is_empty(&self) -> bool {
-        self.receive.is_none() && self.transmit.is_none() && self.control.is_none()
+        let has_queues =
+            self.receive.is_some() || self.transmit.is_some() || self.control.is_some();
+        !has_queues && !self.was_reset
     }
 }
 
@@ -110,8 +115,6 @@ pub(super) struct Worker {
     /// The driver must make room before a frame can be received.
     starved: bool,
     pace: Pace,
-    /// The offloads that the port has, as feature bits; the first pair's thread sets them for all.
-    offloads: Option<u64>,
     shared: Arc<Shared>,
 }
 
@@ -155,7 +158,6 @@ impl Worker {
             is_down: false,
             starved: false,
             pace: Pace::default(),
-            offloads: None,
             shared,
         };
         if worker.attached {
@@ -182,6 +184,10 @@ impl Worker {
         (self.receive.blocked, self.send.blocked) = (false, false);
         while !desk.stops() {
             self.follow_settings();
+            pair.was_reset = false;
+            if pair.is_empty() {
+                return;
+            }
             let mut moved = pair.control.as_mut().map_or(0, |queue| self.serve_control(queue));
             moved += pair.transmit.as_mut().map_or(0, |queue| self.transmit(queue));
             moved += pair.receive.as_mut().map_or(0, |queue| self.receive(queue));
@@ -274,17 +280,40 @@ impl Worker {
                 result =
                     result.and_then(|()| Ok(epoll::delete(&self.poll, self.port.descriptor())?));
             }
-            if let Err(error) = result {
-                tracing::warn!(net = self.shared.name, queue = self.index, %error, "a queue of the network cannot be switched");
+            if let Err(error) = result
+                && let Some(others) = self.shared.may_complain()
+            {
+                tracing::warn!(net = self.shared.name, queue = self.index, %error, others, "a queue of the network cannot be switched");
             }
         }
+        let is_due = self.index == 0 && !self.shared.offloads_are_applied();
+        if is_due && self.admits_control() {
+            self.apply_offloads();
+        }
+    }
+
+    /// Whether one more thing may be asked of the host's kernel now; if not, the throttle's timer wakes
+    /// the thread.
+    fn admits_control(&mut self) -> bool {
+        let is_refused = self.control.throttled
+            || self
+                .control
+                .throttle
+                .as_mut()
+                .is_some_and(|throttle| matches!(throttle.admit(0), Ok(false)));
+        self.control.throttled = is_refused;
+        !is_refused
+    }
+
+    /// Has the network leave to the driver what the driver does itself. For the first pair's thread.
+    fn apply_offloads(&mut self) {
         let offloads = self.shared.receive_offloads.load(Ordering::Acquire);
-        if self.index == 0 && self.offloads != Some(offloads) {
-            self.offloads = Some(offloads);
-            if let Err(error) = self.port.set_offloads(offloads_of(offloads)) {
-                tracing::warn!(net = self.shared.name, %error, "the network keeps its offloads");
-            }
+        if let Err(error) = self.port.set_offloads(offloads_of(offloads))
+            && let Some(others) = self.shared.may_complain()
+        {
+            tracing::warn!(net = self.shared.name, %error, others, "the network keeps its offloads");
         }
+        self.shared.set_applied_offloads(offloads);
     }
 
     /// Sends a batch; how many frames the driver gave.
@@ -350,7 +379,8 @@ impl Worker {
     /// Receives a batch; how many frames came.
     fn receive(&mut self, receive: &mut ReceiveQueue) -> usize {
         self.starved = false;
-        if !self.attached && !receive.holds_frame() {
+        let may_come = receive.holds_frame() || self.attached;
+        if !may_come || !self.shared.offloads_are_applied() {
             return 0;
         }
         receive.queue.disable_kicks();
@@ -436,10 +466,7 @@ impl Worker {
         queue.disable_kicks();
         let mut room = BATCH;
         while room > 0 && self.control.is_open() && queue.pop(&mut self.chain) {
-            if let Some(throttle) = &mut self.control.throttle
-                && let Ok(false) = throttle.admit(0)
-            {
-                self.control.throttled = true;
+            if !self.admits_control() {
                 queue.put_back(&mut self.chain);
                 break;
             }
@@ -452,7 +479,9 @@ impl Worker {
                 Some(Command::Pairs(pairs)) => shared.set_active_pairs(pairs),
                 Some(Command::Offloads(bits)) => {
                     shared.set_receive_offloads(bits);
-                    self.follow_settings();
+                    if self.index == 0 && !shared.offloads_are_applied() {
+                        self.apply_offloads();
+                    }
                 }
                 None => {}
             }

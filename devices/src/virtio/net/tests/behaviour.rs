@@ -3,6 +3,8 @@
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
+use virtio_bindings::virtio_config::VIRTIO_F_RING_RESET;
+use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_SEL;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_VQ,
     VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_HOST_TSO4,
@@ -48,6 +50,13 @@ impl Guest {
         let queues = driver.bring_up(features | VERSION_1, 64);
         let next = vec![0; queues.len()];
         Self { driver, queues, metrics, seen, next }
+    }
+
+    /// Another driver with `features` takes the device over.
+    fn restart(&mut self, features: u64) {
+        self.driver.reset();
+        self.queues = self.driver.bring_up(features | VERSION_1, 64);
+        self.next.fill(0);
     }
 
     /// Makes a chain of `pieces`, each with its bytes to read or its room to write, available in
@@ -269,16 +278,20 @@ fn rates_hold_both_ways() {
 #[test]
 fn a_frame_that_no_buffers_could_hold_is_dropped() {
     // All that the driver can offer is less than the frame.
-    let mut guest = Guest::new(1, MERGEABLE, |_| {});
-    for _ in 0..64 {
-        guest.offer(RECEIVE, &[(&[], 100)]);
-    }
-    guest.kick(RECEIVE);
-    guest.deliver(&frame(9000));
-    guest.deliver(&frame(60));
+    let one: &[(&[u8], u32)] = &[(&[], 100)];
+    let two: &[(&[u8], u32)] = &[(&[], 50), (&[], 50)];
+    for (features, chain) in [(0, one), (0, two), (INDIRECT_DESC, one), (INDIRECT_DESC, two)] {
+        let mut guest = Guest::new(1, MERGEABLE | features, |_| {});
+        for _ in 0..64 / chain.len() {
+            guest.offer(RECEIVE, chain);
+        }
+        guest.kick(RECEIVE);
+        guest.deliver(&frame(9000));
+        guest.deliver(&frame(60));
 
-    assert_eq!(guest.wait(RECEIVE, 1), [72]);
-    assert_eq!(guest.metrics.received.too_large.get(), 1);
+        assert_eq!(guest.wait(RECEIVE, 1), [72]);
+        assert_eq!(guest.metrics.received.too_large.get(), 1);
+    }
 }
 
 #[test]
@@ -305,6 +318,24 @@ fn pairs_out_of_use_neither_spin_nor_keep_their_queue() {
     wait_until("a reset detaches it", || attached(&guest) == Some(false));
 }
 
+#[test]
+fn a_pair_without_queues_is_detached_by_a_reset_too() {
+    /// QueueReset, virtio 1.2 §4.2.2.
+    const QUEUE_RESET: u32 = 0xc0;
+    let mut guest = Guest::new(2, CONTROL | MQ | RING_RESET, |_| {});
+    let attached = |guest: &Guest| guest.seen[1].lock().unwrap().attached.last().copied();
+    assert_eq!(guest.command(4, PAIRS_SET, &2u16.to_le_bytes()), 0);
+    wait_until("the second queue is attached", || attached(&guest) == Some(true));
+    for queue in [2, 3] {
+        guest.driver.write(VIRTIO_MMIO_QUEUE_SEL, queue);
+        guest.driver.write(QUEUE_RESET, 1);
+    }
+
+    guest.driver.reset();
+
+    wait_until("a reset detaches it", || attached(&guest) == Some(false));
+}
+
 /// What this process has spent so far.
 fn cpu_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
@@ -321,7 +352,32 @@ fn commands_are_carried_out_at_a_rate() {
     assert!(start.elapsed() > Duration::from_millis(300), "{:?}", start.elapsed());
 }
 
+/// Each start may ask the host's kernel for other offloads, and so does each reset.
+#[test]
+fn drivers_that_start_change_offloads_at_a_rate() {
+    let checksum = 1 << VIRTIO_NET_F_GUEST_CSUM;
+    let mut guest = Guest::new(1, checksum, |_| {});
+    let start = Instant::now();
+    for _ in 0..200 {
+        guest.restart(checksum);
+        // Time enough to be asked for.
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    let asked = guest.seen[0].lock().unwrap().offloads.len();
+    let most = 64 + 16 * (start.elapsed().as_secs() as usize + 1);
+    assert!((3..=most).contains(&asked), "asked {asked} times");
+
+    // No frame comes as the driver before wanted it.
+    guest.restart(0);
+    guest.offer(RECEIVE, &[(&[], 100)]);
+    guest.kick(RECEIVE);
+    guest.deliver(&frame(60));
+    assert_eq!(guest.wait(RECEIVE, 1), [72]);
+    assert_eq!(guest.seen[0].lock().unwrap().offloads.last(), Some(&Offloads::NONE));
+}
+
 const CONTROL: u64 = 1 << VIRTIO_NET_F_CTRL_VQ;
+const RING_RESET: u64 = 1 << VIRTIO_F_RING_RESET;
 const MQ: u64 = 1 << VIRTIO_NET_F_MQ;
 const PAIRS_SET: [u8; 2] = [4, 0];
 const OFFLOADS_SET: [u8; 2] = [5, 0];
