@@ -74,8 +74,9 @@ pub fn has_program(name: &str) -> bool {
 pub fn release_start() {
     for pages in unwritten_pages() {
         let start = std::ptr::with_exposed_provenance_mut(pages.start);
-        // SAFETY: the pages are private mappings of a file that nobody writes to, so that what is read
-        // there later is what was there before.
+        // SAFETY: the kernel has mapped them from a file, privately, and neither the loader nor anything
+        // since has written to them, so that what is read there later is what was there before. That is
+        // so as long as nobody packs the program or moves its code to memory of another kind.
         unsafe { libc::madvise(start, pages.len(), libc::MADV_DONTNEED) };
     }
     // SAFETY: the call has no preconditions.

@@ -142,9 +142,13 @@ pub fn initramfs(script: &str, files: &[(&str, Vec<u8>)]) -> NamedTempFile {
     file
 }
 
-/// `alcove run` with the test guest's vmlinux, `image` for its initramfs and `arguments`.
+/// `alcove run` with the test guest's vmlinux, `image` for its initramfs and `arguments`. Unless they
+/// say otherwise the guest has little memory, whose pages take a software KVM less time to set up.
 pub fn script_command(image: &NamedTempFile, arguments: &[&str]) -> Command {
     let mut command = alcove(["run"]);
+    if !arguments.contains(&"--memory") {
+        command.args(["--memory", "64M"]);
+    }
     command.arg("--kernel").arg(guest_file("vmlinux"));
     command.arg("--initrd").arg(image.path()).args(arguments);
     command

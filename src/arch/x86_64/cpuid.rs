@@ -10,7 +10,7 @@ mod leaf {
     pub const CACHES: u32 = 0x4;
     pub const STRUCTURED_FEATURES: u32 = 0x7;
     pub const TOPOLOGY: u32 = 0xb;
-    pub const EXTENDED_STATE: u32 = 0xd;
+    pub const EXTENDED_STATE: [u32; 4] = [0xd, 0x1d, 0x1e, 0x24];
     pub const TOPOLOGY_V2: u32 = 0x1f;
     pub const KVM_SIGNATURE: u32 = 0x4000_0000;
     pub const KVM_FEATURES: u32 = 0x4000_0001;
@@ -39,19 +39,26 @@ const TOPOLOGY_EXTENSIONS: u32 = 1 << 22;
 /// PV_SCHED_YIELD (13), HC_MAP_GPA_RANGE (16); Documentation/virt/kvm/x86/cpuid.rst.
 const FEATURES_BY_HYPERCALL: u32 = 1 << 7 | 1 << 11 | 1 << 13 | 1 << 16;
 
-/// Leaf 1 ECX: FMA (12), XSAVE (26), OSXSAVE (27), AVX (28), F16C (29).
-const FEATURES_BY_EXTENDED_STATE: u32 = 1 << 12 | 0b1111 << 26;
-/// Leaf 7 EBX bit 5: AVX2.
-const AVX2: u32 = 1 << 5;
-/// Leaf 7 ECX: VAES (9), VPCLMULQDQ (10).
-const VECTOR_CIPHERS: u32 = 0b11 << 9;
-/// Leaf 7 EBX bit 9: REP MOVSB and REP STOSB are fast (ERMS).
-const FAST_STRINGS: u32 = 1 << 9;
-/// Leaf 7 EDX bit 4: REP MOVSB is fast for few bytes too (FSRM).
-const FAST_SHORT_MOVES: u32 = 1 << 4;
-/// Leaf 7, sub-leaf 1, EAX: REP MOVSB of nothing, short REP STOSB, short REP CMPSB and SCASB are fast
-/// (FZRM, FSRS, FSRC).
-const FAST_SHORT_STRINGS: u32 = 0b111 << 10;
+/// What needs XSAVE, besides leaves of its own (Dh, 1Dh, 1Eh, 24h): a leaf, its sub-leaf, and bits of EAX,
+/// EBX, ECX and EDX.
+const EXTENDED_STATE: [(u32, u32, [u32; 4]); 4] = [
+    // FMA (12), XSAVE (26), OSXSAVE (27), AVX (28), F16C (29).
+    (leaf::FEATURES, 0, [0, 0, 1 << 12 | 0b1111 << 26, 0]),
+    // AVX2 (5), MPX (14), AVX-512 (16, 17, 21, 26 to 28, 30, 31); AVX-512 (1, 6, 11, 12, 14), PKU (3, 4),
+    // CET (7), VAES (9), VPCLMULQDQ (10); AVX-512 (2, 3, 8, 23), CET (20), AMX (22, 24, 25).
+    (leaf::STRUCTURED_FEATURES, 0, [0, 0xdc23_4020, 0x5eda, 0x03d0_010c]),
+    // AVX-VNNI (4), AVX-512 (5), AMX (21), AVX-IFMA (23); AVX (4, 5, 10), AMX (8), AVX10 (19).
+    (leaf::STRUCTURED_FEATURES, 1, [0x00a0_0030, 0, 0, 0x0008_0530]),
+    // XOP (11), LWP (15), FMA4 (16).
+    (leaf::AMD_FEATURES, 0, [0, 0, 1 << 11 | 0b11 << 15, 0]),
+];
+/// What says that string instructions of bytes are fast, likewise.
+const FAST_STRINGS: [(u32, u32, [u32; 4]); 2] = [
+    // ERMS (9); FSRM (4).
+    (leaf::STRUCTURED_FEATURES, 0, [0, 1 << 9, 0, 1 << 4]),
+    // FZRM, FSRS, FSRC (10 to 12).
+    (leaf::STRUCTURED_FEATURES, 1, [0b111 << 10, 0, 0, 0]),
+];
 
 /// What a host does not do although its KVM and its processor say so.
 #[derive(Debug, Clone, Copy, Default)]
@@ -98,19 +105,17 @@ pub fn for_cpu(
     cpuid
 }
 
-/// Leaves the guest with quadword moves and FXSAVE.
+/// Leaves the guest with moves of quadwords and the state that FXSAVE saves.
 fn hide_what_translators_do_badly(cpuid: &mut CpuId) {
-    cpuid.retain(|entry| entry.function != leaf::EXTENDED_STATE);
+    cpuid.retain(|entry| !leaf::EXTENDED_STATE.contains(&entry.function));
     for entry in cpuid.as_mut_slice() {
-        match (entry.function, entry.index) {
-            (leaf::FEATURES, _) => entry.ecx &= !FEATURES_BY_EXTENDED_STATE,
-            (leaf::STRUCTURED_FEATURES, 0) => {
-                entry.ebx &= !(AVX2 | FAST_STRINGS);
-                entry.ecx &= !VECTOR_CIPHERS;
-                entry.edx &= !FAST_SHORT_MOVES;
+        for (leaf, index, [eax, ebx, ecx, edx]) in EXTENDED_STATE.iter().chain(&FAST_STRINGS) {
+            if (entry.function, entry.index) == (*leaf, *index) {
+                entry.eax &= !eax;
+                entry.ebx &= !ebx;
+                entry.ecx &= !ecx;
+                entry.edx &= !edx;
             }
-            (leaf::STRUCTURED_FEATURES, 1) => entry.eax &= !FAST_SHORT_STRINGS,
-            _ => {}
         }
     }
 }
@@ -218,7 +223,7 @@ fn extended_topology(cpuid: &mut CpuId, apic_id: u32, topology: &Topology) {
                 edx: apic_id,
                 ..Default::default()
             };
-            // The table holds as many entries as KVM does; at worst the leaf stays out.
+            // The table holds as many entries as KVM does; at worst the rest of the leaf stays out.
             if cpuid.push(entry).is_err() {
                 return;
             }
@@ -346,10 +351,10 @@ mod tests {
         let hidden = for_cpu(&table, 0, &topology, translated);
         let shown = for_cpu(&table, 0, &topology, Shortcomings::default());
 
+        let bits = |entry: kvm_cpuid_entry2| [entry.eax, entry.ebx, entry.ecx, entry.edx];
         assert_eq!(find(&hidden, 0x1, 0).ecx, !0x3c00_1000);
-        let features = find(&hidden, 0x7, 0);
-        assert_eq!((features.ebx, features.ecx, features.edx), (!0x220, !0x600, !0x10));
-        assert_eq!(find(&hidden, 0x7, 1).eax, !0x1c00);
+        assert_eq!(bits(find(&hidden, 0x7, 0)), [!0, !0xdc23_4220, !0x5eda, !0x03d0_011c]);
+        assert_eq!(bits(find(&hidden, 0x7, 1)), [!0x00a0_1c30, !0, !0, !0x0008_0530]);
         assert!(hidden.as_slice().iter().all(|entry| entry.function != 0xd));
         assert_eq!(find(&shown, 0x1, 0).ecx, !0);
         assert_eq!(find(&shown, 0x7, 0).ebx, !0);
