@@ -69,7 +69,14 @@ fn kvm() -> Finding {
 }
 
 fn virtualisation() -> Finding {
-    if host::has_hardware_virtualisation() {
+    if host::has_hardware_virtualisation() && host::is_translated() {
+        Finding::Lacking(
+            "hardware (VT-x or AMD-V), itself emulated by QEMU's TCG: guests run slowly, and see \
+             neither XSAVE, AVX nor fast string instructions, which it does badly"
+                .to_owned(),
+            "none needed; on a real processor guests are fast and see all of it",
+        )
+    } else if host::has_hardware_virtualisation() {
         Finding::Good("hardware (VT-x or AMD-V)".to_owned())
     } else {
         Finding::Lacking(

@@ -84,4 +84,6 @@ pub fn doctor_says_what_works() {
     for topic in topics.into_iter().chain(["control groups", "io_uring", "huge pages"]) {
         assert!(said.lines().any(|line| line[4..].starts_with(topic)), "{topic} in {said}");
     }
+    assert_eq!(said.contains("TCG"), alcove::host::is_translated(), "{said}");
+    assert!(alcove::host::is_translated() || !crate::lab::is_inside());
 }
