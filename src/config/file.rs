@@ -14,12 +14,12 @@ const MAX_BYTES: u64 = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// It could not be read.
-    #[error("--config {}", path.display())]
+    #[error("--config {}: {error}; name a TOML or JSON file that you may read", path.display())]
     Read {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        error: io::Error,
     },
     /// It is larger than 1 MiB.
     #[error("--config {}: more than 1 MiB, which is no settings file", path.display())]
@@ -51,7 +51,7 @@ pub fn to_toml(config: &VmConfig) -> Result<String, toml::ser::Error> {
 }
 
 fn read(path: &Path) -> Result<String, FileError> {
-    let failed = |source| FileError::Read { path: path.to_owned(), source };
+    let failed = |error| FileError::Read { path: path.to_owned(), error };
     let file = fs::File::open(path).map_err(failed)?;
     let mut text = String::new();
     file.take(MAX_BYTES + 1).read_to_string(&mut text).map_err(failed)?;

@@ -174,7 +174,10 @@ pub fn unknown_keys_are_told_with_the_nearest() {
     assert_refused(run(&["--kernle", "x"]), &["--kernle", "--kernel"]);
     assert_refused(config(&toml), &["--config", "line 3", "\"siez\"", "\"size\""]);
     assert_refused(config(&json), &["--config", "\"memroy\"", "\"memory\""]);
-    assert_refused(run(&["--config", "/nonexistent.toml"]), &["--config /nonexistent.toml"]);
+    let missing = run(&["--config", "/nonexistent.toml"]);
+    assert_refused(missing, &["--config /nonexistent.toml", "name a TOML or JSON file"]);
+    assert_refused(run(&["--net", "tap"]), &["--net", "\"tap\"", "tap=NAME"]);
+    assert_refused(run(&["--net", "user,forward=tcp:70000:80"]), &["--net", "1 to 65535"]);
 }
 
 /// In mount namespaces of its own the host has no /dev/kvm, or one that may not be opened.

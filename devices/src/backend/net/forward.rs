@@ -39,7 +39,7 @@ pub struct Forward {
 /// A text that is no [`Forward`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "\"{0}\" is no forward; write tcp:HOSTPORT:GUESTPORT or udp:HOSTPORT:GUESTPORT, such as tcp:8080:80"
+    "\"{0}\" is no forward; write tcp:HOSTPORT:GUESTPORT or udp:HOSTPORT:GUESTPORT, ports from 1 to 65535, such as tcp:8080:80"
 )]
 pub struct ParseForwardError(String);
 

@@ -17,12 +17,29 @@ const MAX_ID_BYTES: usize = 32;
 
 /// A network that needs no name of the host's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "lowercase", try_from = "String")]
 pub enum Mode {
     /// By passt, with what any user may do.
     User,
     /// None at all.
     None,
+}
+
+/// A text that is no [`Mode`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("\"{0}\" is no network; write user, none, tap=NAME or fd=N")]
+pub struct ParseModeError(String);
+
+impl TryFrom<String> for Mode {
+    type Error = ParseModeError;
+
+    fn try_from(text: String) -> Result<Self, ParseModeError> {
+        match text.as_str() {
+            "user" => Ok(Self::User),
+            "none" => Ok(Self::None),
+            _ => Err(ParseModeError(text)),
+        }
+    }
 }
 
 /// A network: `user|none|tap=NAME|fd=N[,mac=…][,mtu=…][,queues=N][,id=S][,bandwidth=RATE]
