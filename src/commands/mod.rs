@@ -18,6 +18,8 @@ use crate::vm::VmError;
 
 /// The exit status when alcove itself failed.
 pub const FAILED: u8 = 125;
+/// That of a program which a reader leaves and which takes SIGPIPE as it comes.
+const READER_LEFT: u8 = 128 + libc::SIGPIPE as u8;
 
 /// Why a subcommand failed.
 #[derive(Debug)]
@@ -30,8 +32,13 @@ impl<E: Into<Box<dyn Error>>> From<E> for Failure {
 }
 
 impl Failure {
-    /// Prints the chain of causes as one line and gives the exit status for it.
+    /// Prints the chain of causes as one line and gives the exit status for it. That nobody reads the
+    /// output any more is no news to whoever reads it.
     pub fn report(&self) -> ExitCode {
+        let printing = self.0.downcast_ref::<io::Error>();
+        if printing.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
+            return ExitCode::from(READER_LEFT);
+        }
         let mut line = format!("alcove: {}", self.0);
         let mut cause = self.0.source();
         while let Some(error) = cause {

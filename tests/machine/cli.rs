@@ -77,6 +77,19 @@ pub fn help_and_manual_name_every_flag() {
     }
 }
 
+pub fn a_reader_that_leaves_hears_nothing_more() {
+    for command in ["man", "doctor"] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let mut alcove = alcove([command]);
+        alcove.stdout(writer);
+        drop(reader);
+
+        let ended = finish(alcove).expect(128 + libc::SIGPIPE);
+
+        assert_eq!(ended.stderr, "", "{command}");
+    }
+}
+
 pub fn doctor_says_what_works() {
     let said = finish(alcove(["doctor"])).expect(0).stdout;
 

@@ -87,6 +87,7 @@ const TESTS: &[Test] = tests![
     boot::vmlinux_reports_and_ends[Kvm, Guest],
     boot::vmlinux_runs_in_64_mib[HardwareKvm, Guest],
     boot::vmlinux_runs_in_8_gib[HardwareKvm, Guest],
+    cli::a_reader_that_leaves_hears_nothing_more,
     cli::completions_are_there_for_every_shell,
     cli::doctor_says_what_works[Kvm],
     cli::help_and_manual_name_every_flag,
