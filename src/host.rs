@@ -33,9 +33,12 @@ fn processor_virtualises() -> bool {
 pub fn is_translated() -> bool {
     const HYPERVISOR: u32 = 1 << 31;
     const SIGNATURE: u32 = 0x4000_0000;
-    const TCG: u32 = u32::from_le_bytes(*b"TCGT");
     use std::arch::x86_64::__cpuid;
-    __cpuid(1).ecx & HYPERVISOR != 0 && __cpuid(SIGNATURE).ebx == TCG
+    if __cpuid(1).ecx & HYPERVISOR == 0 {
+        return false;
+    }
+    let leaf = __cpuid(SIGNATURE);
+    [leaf.ebx, leaf.ecx, leaf.edx].map(u32::to_le_bytes).as_flattened() == b"TCGTCGTCGTCG"
 }
 
 /// The version of the Landlock interface; none where Landlock is missing or switched off.

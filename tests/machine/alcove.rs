@@ -142,10 +142,14 @@ pub fn initramfs(script: &str, files: &[(&str, Vec<u8>)]) -> NamedTempFile {
     file
 }
 
+/// Has the test guest's kernel use all that it finds of the processor, for tests of just that.
+pub const WHOLE_PROCESSOR: [&str; 2] = ["--append", ""];
+
 /// `alcove run` with the test guest's vmlinux, `image` for its initramfs and `arguments`.
 ///
 /// Unless these say otherwise, a software KVM boots it a tenth faster: with little memory, whose pages take
-/// time to set up, and copying quadwords, since string instructions of bytes are interpreted one by one.
+/// time to set up, and copying quadwords, since string instructions of bytes are interpreted one by one
+/// (but see [`WHOLE_PROCESSOR`]).
 pub fn script_command(image: &NamedTempFile, arguments: &[&str]) -> Command {
     let mut command = alcove(["run"]);
     if !arguments.contains(&"--memory") {

@@ -1,6 +1,6 @@
 //! Linux comes up, does as it is told, and ends with the right status.
 
-use crate::alcove::{Finished, finish, guest_command, run_script};
+use crate::alcove::{Finished, WHOLE_PROCESSOR, finish, guest_command, run_script};
 use crate::host::guest_file;
 
 /// Boots `kernel` with `memory`, which must report and power off; its MemTotal in KiB.
@@ -78,11 +78,11 @@ fn debian(series: &str) {
 }
 
 pub fn a_script_gives_its_status() {
-    run_script("echo about to end; exit 7", &[], &[]).expect(7);
+    run_script("echo about to end; exit 7", &[], &WHOLE_PROCESSOR).expect(7);
 }
 
 pub fn a_kernel_panic_gives_126() {
-    let ended = run_script("echo c >/proc/sysrq-trigger", &[], &[]).expect(126);
+    let ended = run_script("echo c >/proc/sysrq-trigger", &[], &WHOLE_PROCESSOR).expect(126);
 
     assert!(ended.stderr.contains("the guest's kernel panicked"), "{}", ended.stderr);
 }
@@ -95,7 +95,8 @@ pub fn system_calls_and_traps_arrive_as_what_they_are() {
     let entry = symbols.lines().find_map(|line| line.strip_suffix(" T entry_SYSCALL_64")).unwrap();
     let script = format!("bin/traps {entry} && exit 42");
 
-    let ended = run_script(&script, &[("bin/traps", program)], &["--assist", "on"]).expect(42);
+    let arguments = [["--assist", "on"], WHOLE_PROCESSOR].concat();
+    let ended = run_script(&script, &[("bin/traps", program)], &arguments).expect(42);
 
     assert!(ended.stdout.contains("traps: right"), "{}", ended.stdout);
 }
@@ -110,7 +111,7 @@ pub fn avx_programs_side_by_side_compute_right() {
         for pid in $pids; do wait $pid || exit 1; done
         exit 42";
 
-    let ended = run_script(script, &[("bin/avx", program)], &[]).expect(42);
+    let ended = run_script(script, &[("bin/avx", program)], &WHOLE_PROCESSOR).expect(42);
 
     assert_eq!(ended.stdout.matches("avx: equal").count(), 4, "{}", ended.stdout);
 }

@@ -1,6 +1,6 @@
 //! Several vCPUs in Linux.
 
-use crate::alcove::run_script;
+use crate::alcove::{WHOLE_PROCESSOR, run_script};
 use crate::host::{guest_file, has_hardware_kvm};
 
 /// Numbers of vCPUs and how they are arranged: what is said on the command line, how many there are,
@@ -21,8 +21,8 @@ pub fn linux_finds_its_cpus() {
              exit 42"
         );
 
-        // What it finds, without what tests usually leave out.
-        let ended = run_script(&script, &[], &["--cpus", given, "--append", ""]).expect(42);
+        let arguments = [["--cpus", given], WHOLE_PROCESSOR].concat();
+        let ended = run_script(&script, &[], &arguments).expect(42);
 
         assert!(!ended.stderr.contains("vCPUs"), "{}", ended.stderr);
         for feature in ["erms", "fsrm", "xsave", "avx2"] {
@@ -62,7 +62,9 @@ fn storm(cpus: u32, seconds: u32) {
     let files = [("bin/storm", program)];
     let script = format!("bin/storm {seconds} && exit 42");
 
-    let ended = run_script(&script, &files, &["--cpus", &cpus.to_string()]).expect(42);
+    let cpus = cpus.to_string();
+    let arguments = [["--cpus", &cpus], WHOLE_PROCESSOR].concat();
+    let ended = run_script(&script, &files, &arguments).expect(42);
 
     assert!(ended.stdout.contains("storm: consistent"), "{}", ended.stdout);
 }

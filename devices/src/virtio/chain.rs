@@ -137,7 +137,7 @@ impl Buffers {
 pub struct Chain {
     /// `Some` from [`Queue::pop`](super::queue::Queue::pop) to `push`.
     head: Option<u16>,
-    /// Descriptors of its queue's table.
+    /// How many descriptors of its queue's table it takes.
     descriptors: u16,
     readable: Buffers,
     writable: Buffers,
@@ -240,6 +240,7 @@ impl Chain {
         self.readable.clear();
         self.writable.clear();
         self.status = None;
+        self.descriptors = 0;
         self.head.take().map(Head)
     }
 

@@ -340,7 +340,7 @@ mod tests {
 
     #[test]
     fn a_translated_processor_shows_neither_fast_strings_nor_extended_state() {
-        let mut table = supported(&[0x1, 0x7, 0x7, 0xd]);
+        let mut table = supported(&[0x1, 0x7, 0x7, 0xd, 0x1d, 0x8000_0001]);
         for entry in table.as_mut_slice() {
             (entry.eax, entry.ebx, entry.ecx, entry.edx) = (!0, !0, !0, !0);
         }
@@ -355,7 +355,8 @@ mod tests {
         assert_eq!(find(&hidden, 0x1, 0).ecx, !0x3c00_1000);
         assert_eq!(bits(find(&hidden, 0x7, 0)), [!0, !0xdc23_4220, !0x5eda, !0x03d0_011c]);
         assert_eq!(bits(find(&hidden, 0x7, 1)), [!0x00a0_1c30, !0, !0, !0x0008_0530]);
-        assert!(hidden.as_slice().iter().all(|entry| entry.function != 0xd));
+        assert_eq!(find(&hidden, 0x8000_0001, 0).ecx & 0x1_8800, 0);
+        assert!(hidden.as_slice().iter().all(|entry| ![0xd, 0x1d].contains(&entry.function)));
         assert_eq!(find(&shown, 0x1, 0).ecx, !0);
         assert_eq!(find(&shown, 0x7, 0).ebx, !0);
         assert_eq!(find(&shown, 0xd, 0).eax, !0);

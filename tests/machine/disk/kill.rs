@@ -9,14 +9,12 @@ use std::time::{Duration, Instant};
 
 use super::{Images, MIB, disk, read_file};
 use crate::alcove::{initramfs, patience, script_command};
-use crate::host::has_hardware_kvm;
 
 /// The guest names each file once fsync has returned for it; what it named has to be there after
 /// alcove was killed, whatever it was doing.
 #[expect(clippy::print_stdout, reason = "shown when the test fails")]
 pub fn what_was_synced_survives_a_kill() {
-    // A boot takes a software KVM ten times as long.
-    let moments = if has_hardware_kvm() { 10 } else { 5 };
+    const MOMENTS: u64 = 10;
     let seed = RandomState::new().build_hasher().finish();
     println!("the moments come from seed {seed:#x}");
     let mut random = seed | 1;
@@ -30,7 +28,7 @@ pub fn what_was_synced_survives_a_kill() {
                       rm -f /tmp/$((n - 50))
                   done";
     let initramfs = initramfs(script, &[]);
-    for _ in 0..moments {
+    for _ in 0..MOMENTS {
         // xorshift
         random ^= random << 13;
         random ^= random >> 7;

@@ -72,11 +72,10 @@ impl ChainRules {
         let mut indirect = false;
         let mut index = head;
         let mut count = 0u16;
-        walk.chain.descriptors = 0;
         loop {
             let offset = usize::from(index) * DESCRIPTOR_BYTES as usize;
             if !indirect {
-                walk.chain.descriptors = walk.chain.descriptors.saturating_add(1);
+                walk.chain.descriptors += 1;
             }
             let descriptor = table
                 .get_ref::<Descriptor>(offset)
